@@ -1,0 +1,81 @@
+"""Cityscapes (Cordts et al., CVPR 2016) in every layout in which it is met on disk.
+
+    official       ROOT/leftImg8bit/SPLIT/CITY/CITY_SEQ_FRAME_leftImg8bit.png
+                   ROOT/gtFine/SPLIT/CITY/CITY_SEQ_FRAME_gtFine_labelIds.png (or _labelTrainIds.png)
+    course subset  ROOT/images/SPLIT/..., ROOT/gtFine/SPLIT/..., possibly one or two folders further down,
+                   with or without the CITY folders
+
+Pictures and labels are paired by name, so the folders between do not matter. The file name says which encoding
+a label has; `datasets/check.py` refuses files whose values say otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.errors import UserError
+
+from .pairs import Sample, by_key, existing_root, folders_below, match, pictures_below, select
+from .segmentation import SegmentationSet
+
+FLAG = "--cityscapes"
+LABEL_SUFFIXES = {"_gtFine_labelTrainIds": "trainIds", "_gtFine_labelIds": "ids"}
+
+
+def cityscapes(
+    root: Path | str,
+    split: str,
+    size: tuple[int, int] = (1024, 512),
+    labelled: bool = True,
+    list_file: Path | None = None,
+    limit: int | None = None,
+) -> SegmentationSet:
+    """The pictures of one split; with `labelled=False` no label file is looked for or ever opened.
+
+    Raises `UserError`: missing root, empty split, pictures without label or labels without picture.
+    """
+    root = existing_root(Path(root), FLAG)
+    images = _split_folder(root, ("leftImg8bit", "images"), split)
+    if images is None:
+        raise UserError(
+            f"{FLAG} {root}: found neither leftImg8bit/{split} nor images/{split} there or up to three folders below"
+        )
+    pictures = by_key(pictures_below(images), lambda file: file.stem.removesuffix("_leftImg8bit"))
+    if not pictures:
+        raise UserError(f"{images}: the {split} split is empty; expected *_leftImg8bit.png or .jpg")
+    encoding = "ids"
+    if labelled:
+        folder = _split_folder(root, ("gtFine",), split)
+        if folder is None:
+            raise UserError(f"{FLAG} {root}: found the pictures in {images}, but no gtFine/{split} with their labels")
+        encoding, labels = _labels(folder)
+        samples = match(pictures, labels, f"Cityscapes {split}")
+    else:
+        samples = [Sample(name, image, None) for name, image in pictures.items()]
+    samples = select(samples, list_file, limit, f"Cityscapes {split}")
+    return SegmentationSet(f"Cityscapes {split}", samples, size, encoding)
+
+
+def _split_folder(root: Path, names: tuple[str, ...], split: str) -> Path | None:
+    """The nearest folder NAME/split at or below the root (the root may be NAME itself, or its parent's parent)."""
+    for folder in folders_below(root):
+        for name in names:
+            if (folder / name / split).is_dir():
+                return folder / name / split
+    return None
+
+
+def _labels(folder: Path) -> tuple[str, dict[str, Path]]:
+    """(encoding, label files by picture name); train ids are taken where both encodings are complete."""
+    files = pictures_below(folder)
+    found = {}
+    for suffix, encoding in LABEL_SUFFIXES.items():
+        named = [file for file in files if file.stem.endswith(suffix)]
+        found[encoding] = by_key(named, lambda file, suffix=suffix: file.stem.removesuffix(suffix))
+    encoding = max(found, key=lambda encoding: len(found[encoding]))  # the first of equals: trainIds
+    if not found[encoding]:
+        raise UserError(
+            f"{folder}: no label is there; expected *_gtFine_labelIds.png or *_gtFine_labelTrainIds.png"
+            + (f", found {files[0].name}" if files else "")
+        )
+    return encoding, found[encoding]

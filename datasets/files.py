@@ -1,0 +1,116 @@
+"""Reading one picture or one label file, with errors that name the file; no picture is decoded unmeasured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from utils.errors import UserError
+
+from . import labels
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_PIXELS = 100_000_000
+"""The largest picture that is decoded (Cityscapes: 2.1 million); a header that claims more is refused unread."""
+
+MAX_UNKNOWN_SHARE = 0.5
+"""Colours in no table are ignored pixels; a file in which more than this share is unknown is no label of ours."""
+
+
+def _open(path: Path) -> Image.Image:
+    """Decodes the file. Raises `UserError` naming it for anything that is not a whole, sane picture."""
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{path}: claims {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}; "
+                    "the file is damaged or no street picture"
+                )
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: expected a PNG or JPEG picture, found something else") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+        raise UserError(f"{path}: cannot be decoded ({error}); the file is cut short or damaged") from None
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header alone. Raises `UserError`."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image = _open(path)  # says what is wrong
+        return image.size
+
+
+def read_image(path: Path) -> Tensor:
+    """uint8 [3, H, W] RGB at the file's own size. Raises `UserError`."""
+    image = _open(path)
+    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1"):
+        raise UserError(f"{path}: expected 8 bits a channel, found PNG mode {image.mode}; convert it to RGB")
+    array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def read_label(path: Path, encoding: str, mapping: dict[int, int] | None = None) -> Tensor:
+    """uint8 [H, W] train ids at the file's own size.
+
+    `encoding` is one of `labels.ENCODINGS`, or `auto`: by the file's mode, colours when RGB, else Cityscapes ids.
+    `mapping` (id -> train id) replaces the table of Cityscapes. Raises `UserError` for values that the encoding
+    cannot hold.
+    """
+    values, held = raw_label(path, encoding)
+    if held == "trainIds":
+        legal = (*range(labels.NUM_CLASSES), labels.IGNORE)
+        _refuse_foreign(path, values, legal, "train ids (0 to 18, 255)", "a labelIds file under another name?")
+        return torch.from_numpy(labels.train_id_table()[values])
+    if held == "colours":
+        unknown = float(np.mean(values == labels.UNKNOWN_COLOUR))
+        if unknown > MAX_UNKNOWN_SHARE:
+            raise UserError(
+                f"{path}: {unknown:.0%} of the pixels have colours that are in no Cityscapes or GTA5 palette; "
+                "expected the palette of the 19 classes (is this a picture, or another data set's label?)"
+            )
+        values = np.where(values == labels.UNKNOWN_COLOUR, 0, values)
+    elif mapping is None:
+        legal = (*range(35), labels.IGNORE)
+        _refuse_foreign(path, values, legal, "Cityscapes ids (0 to 34)", "another data set's label?")
+    return torch.from_numpy(labels.id_table(mapping)[values])
+
+
+def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
+    """What the file holds before any table: (uint8 [H, W], its encoding).
+
+    Colours come as Cityscapes ids, `labels.UNKNOWN_COLOUR` where the colour is unknown.
+    """
+    image = _open(path)
+    if encoding == "auto":
+        encoding = "colours" if image.mode in ("RGB", "RGBA") else "ids"
+    if encoding == "colours":
+        return labels.colour_ids(np.array(image.convert("RGB"))), encoding
+    if image.mode not in ("L", "P", "I", "I;16"):
+        raise UserError(
+            f"{path}: expected {encoding} (a grey or palette PNG), found mode {image.mode}; "
+            "is this a colour rendering of the label?"
+        )
+    values = np.array(image)
+    if values.size and (values.min() < 0 or values.max() > 255):
+        raise UserError(f"{path}: expected {encoding} from 0 to 255, found {values.min()} to {values.max()}")
+    return values.astype(np.uint8), encoding
+
+
+def _refuse_foreign(path: Path, values: np.ndarray, legal: tuple[int, ...], expected: str, cause: str) -> None:
+    known = np.zeros(256, dtype=bool)
+    known[list(legal)] = True
+    if not known[values].all():
+        found = values[~known[values]]
+        raise UserError(f"{path}: expected {expected}, found the value {found.min()}; {cause}")

@@ -1,0 +1,128 @@
+"""From a root folder that a user names to a list of pictures with their labels, whatever the layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+
+from .files import SUFFIXES
+
+SEARCH_DEPTH = 3
+"""How many folders below the root the data may lie (archives unpack with one or two more folders around them)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture; `label` is None where labels are absent or must not be used."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+def folders_below(root: Path, depth: int = SEARCH_DEPTH) -> Iterator[Path]:
+    """`root` and the folders below it, nearest first, by name; folders full of pictures are not walked further."""
+    level = [root]
+    for _ in range(depth + 1):
+        yield from level
+        level = [Path(entry.path) for folder in level for entry in sorted(_entries(folder), key=lambda e: e.name)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except PermissionError:
+        return []
+
+
+def existing_root(root: Path, flag: str) -> Path:
+    """Raises `UserError` when the root is no folder."""
+    if not root.is_dir():
+        raise UserError(f"{flag} {root}: no such folder")
+    return root
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Every picture in the folder and below it, by name; hidden files (macOS leaves `._*.png`) are no pictures."""
+    found = []
+    for directory, _, names in os.walk(folder, followlinks=True):
+        found += [
+            Path(directory, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    return sorted(found)
+
+
+def by_key(files: list[Path], key: Callable[[Path], str]) -> dict[str, Path]:
+    """Files by their key, in order. Raises `UserError` when two share one."""
+    keyed: dict[str, Path] = {}
+    for file in files:
+        if (other := keyed.setdefault(key(file), file)) != file:
+            raise UserError(f"{file} and {other} have the same name; expected one file a picture")
+    return keyed
+
+
+def match(images: dict[str, Path], labels: dict[str, Path], what: str) -> list[Sample]:
+    """Pairs by key, in the order of the names. Raises `UserError` that counts and names missing partners."""
+    lonely_images = sorted(images.keys() - labels.keys())
+    lonely_labels = sorted(labels.keys() - images.keys())
+    if lonely_images or lonely_labels:
+        found = [
+            f"{len(names)} {kind} without {partner} (first: {files[names[0]]})"
+            for names, kind, partner, files in (
+                (lonely_images, "picture(s)", "label", images),
+                (lonely_labels, "label(s)", "picture", labels),
+            )
+            if names
+        ]
+        raise UserError(f"{what}: {len(images.keys() & labels.keys())} pairs, but {' and '.join(found)}")
+    return [Sample(name, images[name], labels[name]) for name in sorted(images)]
+
+
+def select(samples: list[Sample], list_file: Path | None, limit: int | None, what: str) -> list[Sample]:
+    """The subset that a list file and `--limit` leave, in the order of the names.
+
+    The list file has one picture a line: its name, or its file name or path, with or without folders. The limit
+    draws without regard to the run's seed, so that every run with the same limit sees the same pictures. Raises
+    `UserError` for a line that names no picture.
+    """
+    if list_file is not None:
+        try:
+            lines = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"list file {list_file} cannot be read ({error})") from None
+        known = {key: sample for sample in samples for key in (sample.name, sample.image.name, sample.image.stem)}
+        chosen = {}
+        for number, line in enumerate(lines, start=1):
+            if line and not line.startswith("#"):
+                sample = known.get(line) or known.get(Path(line).name)
+                if sample is None:
+                    raise UserError(f"{list_file}, line {number}: {line} is no picture of {what}")
+                chosen[sample.name] = sample
+        samples = [sample for sample in samples if sample.name in chosen]
+    if limit is not None and limit < len(samples):
+        drawn = np.random.default_rng(0).permutation(len(samples))[:limit]
+        samples = [samples[index] for index in sorted(drawn)]
+    if not samples:
+        raise UserError(f"{what}: no picture is left after --limit and list files")
+    return samples
+
+
+def split_off(samples: list[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """(kept, held out): `share` of the samples, at least one, drawn without regard to the run's seed."""
+    if share == 0:
+        return samples, []
+    held = max(1, round(len(samples) * share))
+    drawn = set(np.random.default_rng(1).permutation(len(samples))[:held].tolist())
+    kept = [sample for index, sample in enumerate(samples) if index not in drawn]
+    if not kept:
+        raise UserError(f"holding out {share:.0%} of {len(samples)} pictures leaves none to train on")
+    return kept, [samples[index] for index in sorted(drawn)]

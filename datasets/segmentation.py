@@ -1,0 +1,60 @@
+"""A list of samples as a data set; what Cityscapes and GTA5 share once their files are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .files import read_image, read_label
+from .geometry import resize_image, resize_label
+from .pairs import Sample, split_off
+
+
+@dataclass(frozen=True)
+class SegmentationSet(Dataset):
+    """Pictures at the working size, labels at their own.
+
+    name: what messages call it. size: working size (width, height). encoding, mapping: see `files.read_label`.
+    same_shape: whether a picture and its label must have one aspect ratio (a few pairs of GTA5 have not).
+    """
+
+    name: str
+    samples: list[Sample]
+    size: tuple[int, int]
+    encoding: str = "ids"
+    mapping: dict[int, int] | None = field(default=None, repr=False)
+    same_shape: bool = True
+
+    @property
+    def labelled(self) -> bool:
+        """Whether label files may be opened at all."""
+        return self.samples[0].label is not None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """For evaluation: uint8 [3, H, W] at the working size, uint8 [h, w] train ids at the label's own size."""
+        return self.image(index), self.label(index)
+
+    def training_pair(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """For training: uint8 [3, H, W] and uint8 [H, W] train ids, both at the working size."""
+        label = self.label(index)
+        return self.image(index), None if label is None else resize_label(label, self.size)
+
+    def image(self, index: int) -> Tensor:
+        """uint8 [3, H, W] RGB at the working size."""
+        return resize_image(read_image(self.samples[index].image), self.size)
+
+    def label(self, index: int) -> Tensor | None:
+        """uint8 [h, w] train ids at the file's own size, None where the set is used without labels."""
+        path = self.samples[index].label
+        return None if path is None else read_label(path, self.encoding, self.mapping)
+
+    def hold_out(self, share: float) -> tuple[SegmentationSet, SegmentationSet | None]:
+        """(the rest, the held-out share, the same for every run; None for a share of 0)."""
+        kept, held = split_off(self.samples, share)
+        held_out = replace(self, name=f"{self.name} held out", samples=held) if held else None
+        return replace(self, samples=kept), held_out

@@ -1,0 +1,105 @@
+"""The order in which training sees pictures, and the loaders.
+
+A training stream is one long list of draws: draw k is picture `order[k % n]` of pass `k // n`, moved by a random
+generator that knows only (seed, stream, k). Nothing depends on the number of workers or on what was drawn before,
+so a run that stops after any step goes on exactly where it was, and no picture is lost or doubled where one pass
+ends and the next begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from utils.errors import UserError
+
+from .geometry import Geometry
+from .segmentation import SegmentationSet
+
+EVALUATION_BATCH = 4
+"""Fixed, so that training and eval.py compute the same convolutions and print the same digits."""
+
+
+class TrainingStream(Dataset):
+    """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone."""
+
+    def __init__(self, data: SegmentationSet, geometry: Geometry, seed: int, stream: int, draws: int) -> None:
+        self.data, self.geometry, self.seed, self.stream, self.draws = data, geometry, seed, stream, draws
+        self._pass: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def index(self, draw: int) -> int:
+        """The picture that this draw takes; every pass is a new permutation."""
+        number, position = divmod(draw, len(self.data))
+        if self._pass is None or self._pass[0] != number:
+            order = np.random.default_rng((self.seed, self.stream, 0, number)).permutation(len(self.data))
+            self._pass = (number, order)
+        return int(self._pass[1][position])
+
+    def __getitem__(self, draw: int) -> tuple[Tensor, Tensor] | Tensor | UserError:
+        try:
+            image, label = self.data.training_pair(self.index(draw))
+        except UserError as error:  # given back, not raised: a worker's traceback is no message for a person
+            return error
+        rng = np.random.default_rng((self.seed, self.stream, 1, draw))
+        image, label = self.geometry(image, label, rng)
+        return image if label is None else (image, label)
+
+
+def training_loader(stream: TrainingStream, batch_size: int, first: int, workers: int, pin: bool) -> DataLoader:
+    """Batches of the stream from draw `first` on: (uint8 [B, 3, H, W], uint8 [B, H, W]), or the images alone."""
+    return DataLoader(
+        stream,
+        batch_size,
+        sampler=range(first, len(stream)),
+        num_workers=workers,
+        collate_fn=_stack,
+        pin_memory=pin,
+        drop_last=True,
+    )
+
+
+def evaluation_loader(data: SegmentationSet, workers: int) -> DataLoader:
+    """Batches of (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or B None)."""
+    return DataLoader(_Reported(data), EVALUATION_BATCH, num_workers=workers, collate_fn=_stack_images)
+
+
+def batches(loader: DataLoader) -> Iterator[Any]:
+    """The loader's batches; a `UserError` from a worker is raised here, as the one line it is."""
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Reported(Dataset):
+    def __init__(self, data: SegmentationSet) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None] | UserError:
+        try:
+            return self.data[index]
+        except UserError as error:
+            return error
+
+
+def _first_error(items: list[Any]) -> UserError | None:
+    return next((item for item in items if isinstance(item, UserError)), None)
+
+
+def _stack(items: list[Any]) -> Any:
+    return _first_error(items) or torch.utils.data.default_collate(items)
+
+
+def _stack_images(items: list[Any]) -> Any:
+    return _first_error(items) or (torch.stack([item[0] for item in items]), [item[1] for item in items])

@@ -1,0 +1,204 @@
+"""A checkpoint and a data set -> the figures, the table per class, and pictures on request.
+
+The network, the working size and the data set's root are in the checkpoint; a flag only says what is to differ.
+
+    python eval.py runs/RUN/checkpoint_last.pt
+    python eval.py runs/RUN/checkpoint_last.pt --cityscapes DIR --adapt-bn
+    python eval.py runs/A/checkpoint_last.pt runs/B/checkpoint_last.pt --save-side-by-side pictures/
+    python eval.py runs/RUN/checkpoint_last.pt --cityscapes DIR --split test --unlabelled --save-ids upload/
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets import SegmentationSet, cityscapes, gta5
+from datasets.check import check
+from datasets.files import picture_size
+from datasets.geometry import Geometry
+from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
+from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
+from utils.adabn import adapt_batch_norm
+from utils.arguments import Parser, add_machine_flags, positive
+from utils.checkpoint import build_from_checkpoint, load_checkpoint, write_json
+from utils.errors import UserError, run_script
+from utils.evaluation import evaluate, predict
+from utils.pictures import panel
+from utils.tables import result_tables
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="one or several")
+    data = parser.add_argument_group("data")
+    data.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of the target (default: the run's)")
+    data.add_argument("--split", default="val", help="split of the target (%(default)s)")
+    data.add_argument("--gta5", type=Path, metavar="DIR", help="evaluate on the source instead: what the run held out of "
+                      "it, or all of it")  # fmt: skip
+    data.add_argument("--unlabelled", action="store_true", help="only predict; no label is looked for")
+    data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
+    data.add_argument(
+        "--adapt-bn", action="store_true",
+        help="first re-estimate batch normalisation on the target's train pictures, without labels (AdaBN)",
+    )  # fmt: skip
+    output = parser.add_argument_group("output (a folder that holds something already is refused)")
+    output.add_argument("--json", type=Path, metavar="FILE", help="the figures")
+    output.add_argument("--save-predictions", type=Path, metavar="DIR", help="coloured predictions")
+    output.add_argument(
+        "--save-ids", type=Path, metavar="DIR", help="predictions as Cityscapes ids, for its test server"
+    )
+    output.add_argument(
+        "--save-side-by-side", type=Path, metavar="DIR", help="picture, ground truth and every network's prediction"
+    )
+    add_machine_flags(parser.add_argument_group("machine"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for folder in (args.save_predictions, args.save_ids, args.save_side_by_side):
+        _require_empty(folder)
+    _require_own_json(args.json)
+
+    named, records, side_by_side = [], [], {}
+    for name, path in _names(args.checkpoints).items():
+        checkpoint = load_checkpoint(path)
+        model = build_from_checkpoint(checkpoint, path).to(args.device)
+        data = _data(args, checkpoint["config"]["arguments"], path)
+        if args.adapt_bn:
+            used = _adapt(model, args, checkpoint["config"]["arguments"], path)
+            name += " + AdaBN"
+            print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
+        each = _saver(args, data, name, side_by_side)
+        loader = evaluation_loader(data, args.workers)
+        shown = tqdm(batches(loader), total=len(loader), desc=name, disable=None, leave=False)
+        metrics = evaluate(model, shown, args.device, CLASS_NAMES, each)
+        named.append((name, metrics))
+        records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
+                       | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | metrics)  # fmt: skip
+
+    if args.save_side_by_side is not None:
+        _write_side_by_side(args.save_side_by_side, data, side_by_side)
+    if args.unlabelled:
+        print(f"{len(data)} pictures predicted; without labels there are no figures")
+    else:
+        print(f"\n{data.name}, {len(data)} pictures\n")
+        print(result_tables(named))
+    if args.json is not None:
+        write_json(args.json, {"evaluations": records})
+
+
+def _names(paths: list[Path]) -> dict[str, Path]:
+    """A short name for each checkpoint: its run's folder, with the file's name where that is not enough."""
+    runs = [path.resolve().parent.name for path in paths]
+    named: dict[str, Path] = {}
+    for path, run in zip(paths, runs, strict=True):
+        name = run if runs.count(run) == 1 else f"{run} {path.stem}"
+        if name in named:
+            name = str(path)
+        named[name] = path
+    return named
+
+
+def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> SegmentationSet:
+    """The set to evaluate on, at the working size of the run, checked."""
+    limit = args.limit or run["limit"]
+    if args.gta5 is None:
+        root = args.cityscapes or run["cityscapes"]
+        data = cityscapes(root, args.split, tuple(run["size"]), labelled=not args.unlabelled, limit=limit)
+    else:
+        if "gta5_encoding" not in run:
+            raise UserError(f"{path}: this run had no source; it cannot say how GTA5 is to be read")
+        data = gta5(
+            args.gta5,
+            tuple(run["source_size"]),
+            labelled=not args.unlabelled,
+            encoding=run["gta5_encoding"],
+            mapping_file=run["gta5_mapping"] and Path(run["gta5_mapping"]),
+            list_file=run["gta5_list"] and Path(run["gta5_list"]),
+            limit=limit,
+        )
+        rest, held_out = data.hold_out(run["source_holdout"])
+        data = held_out or rest
+    print(check(data))
+    return data
+
+
+def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path: Path) -> int:
+    """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
+    root, size, batch = args.cityscapes or run["cityscapes"], tuple(run["size"]), run["batch_size"]
+    data = cityscapes(root, "train", size, labelled=False, limit=args.limit or run["limit"])
+    whole = max(len(data) // batch * batch, 2)  # what does not fill a batch would count as much as one that does
+    stream = TrainingStream(data, Geometry(size), seed=0, stream=0, draws=whole)
+    try:
+        loader = training_loader(stream, min(batch, whole), first=0, workers=args.workers, pin=False)
+        return adapt_batch_norm(model, batches(loader), args.device)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _saver(
+    args: argparse.Namespace, data: SegmentationSet, name: str, side_by_side: dict[int, list[tuple[str, Tensor]]]
+) -> Callable[[int, Tensor, Tensor, Tensor | None], None] | None:
+    """What to do with each prediction; predictions are saved at the picture's own size."""
+    several = len(args.checkpoints) > 1
+
+    def save(number: int, image: Tensor, logits: Tensor, label: Tensor | None) -> None:
+        sample = data.samples[number]
+        width, height = picture_size(sample.image)
+        prediction = predict(logits, (height, width)).cpu()
+        if args.save_predictions is not None:
+            _write_png(args.save_predictions / (name if several else "") / f"{sample.name}.png",
+                       colourise(prediction.numpy()))  # fmt: skip
+        if args.save_ids is not None:
+            _write_png(args.save_ids / (name if several else "") / f"{sample.name}_pred_labelIds.png",
+                       to_cityscapes_ids(prediction.numpy()))  # fmt: skip
+        if args.save_side_by_side is not None:
+            side_by_side.setdefault(number, []).append((name, predict(logits, image.shape[-2:]).cpu()))
+
+    wanted = (args.save_predictions, args.save_ids, args.save_side_by_side)
+    return save if any(folder is not None for folder in wanted) else None
+
+
+def _write_side_by_side(folder: Path, data: SegmentationSet, predictions: dict[int, list[tuple[str, Tensor]]]) -> None:
+    for number, columns in predictions.items():
+        image, label = data[number]
+        titled = ([] if label is None else [("ground truth", label)]) + columns
+        _write_png(folder / f"{data.samples[number].name}.png", panel(image, titled))
+
+
+def _write_png(path: Path, pixels: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _require_empty(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name a new folder, nothing is overwritten")
+
+
+def _require_own_json(path: Path | None) -> None:
+    """Figures of an earlier evaluation may be replaced, anything else may not."""
+    if path is None or not path.exists():
+        return
+    try:
+        own = "evaluations" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        own = False
+    if not own:
+        raise UserError(f"--json {path} exists and is no evaluation of this script; name another file")
+
+
+if __name__ == "__main__":
+    run_script(main)

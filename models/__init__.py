@@ -1,0 +1,31 @@
+"""Segmentation networks and discriminators; nothing else. Imports neither `datasets` nor `utils`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .bisenet import BiSeNet
+from .weights import WeightsError
+
+SEGMENTERS: dict[str, type[nn.Module]] = {"bisenet": BiSeNet}
+
+__all__ = ["SEGMENTERS", "WeightsError", "build_segmenter"]
+
+
+def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Module:
+    """A network by its name; `options` are its constructor's.
+
+    module(images in [0, 1], [B, 3, H, W]) -> logits [B, num_classes, H, W] in evaluation; in training
+    (logits, auxiliary logits). `module.options` holds what builds the same network again, weights apart.
+    Raises ValueError for an unknown name or option value, `WeightsError` for weights that do not fit.
+    """
+    if name not in SEGMENTERS:
+        raise ValueError(f"network {name!r}: expected one of {', '.join(SEGMENTERS)}")
+    module = SEGMENTERS[name](num_classes=num_classes, **options)
+    starting = ("weights", "allow_partial_weights")
+    module.options = {"name": name, "num_classes": num_classes} | {
+        key: value for key, value in options.items() if key not in starting
+    }
+    return module

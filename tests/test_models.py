@@ -1,0 +1,162 @@
+"""The networks: counts that are published, shapes at any size, and weights that never load silently wrong."""
+
+import pytest
+import torch
+import torchvision
+from fvcore.nn import FlopCountAnalysis
+
+from models import WeightsError, build_segmenter
+from models.weights import load_state
+
+
+@pytest.mark.parametrize(
+    ("backbone", "training", "inference", "flops"),
+    [("resnet18", 12_068_672, 12_054_042, 25_778_833_618), ("resnet101", 48_752_192, 48_693_786, 91_919_538_898)],
+)
+def test_bisenet_has_the_published_counts(backbone, training, inference, flops):
+    model = build_segmenter("bisenet", backbone=backbone).eval()
+    heads = sum(p.numel() for n, p in model.named_parameters() if n.startswith("auxiliary"))
+    total = sum(p.numel() for p in model.parameters())
+    assert (total, total - heads) == (training, inference)
+    count = FlopCountAnalysis(model, torch.zeros(1, 3, 512, 1024))
+    count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert count.total() == flops
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 47), (50, 100), (176, 240), (97, 32)])
+def test_logits_have_the_pictures_size(size):
+    model = build_segmenter("bisenet").eval()
+    images = torch.rand(2, 3, *size)
+    assert model(images).shape == (2, 19, *size)
+    model.train()
+    logits, auxiliary = model(images)
+    assert [tuple(x.shape) for x in (logits, *auxiliary)] == [(2, 19, *size)] * 3
+
+
+def test_every_parameter_is_trained():
+    model = build_segmenter("bisenet").train()
+    logits, auxiliary = model(torch.rand(2, 3, 64, 64))
+    (logits.square().mean() + sum(extra.square().mean() for extra in auxiliary)).backward()
+    dead = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert dead == []
+
+
+def test_normalisation_is_the_networks_own():
+    model = build_segmenter("bisenet")
+    picture = model.normalise.mean.expand(1, 3, 4, 4) + 2 * model.normalise.deviation
+    assert torch.allclose(model.normalise(picture), torch.full((1, 3, 4, 4), 2.0), atol=1e-6)
+
+
+def test_forward_is_the_published_definition():
+    """Spelt out once more with plain functions from the same weights, at a size that is a multiple of 32."""
+    torch.manual_seed(0)
+    net = build_segmenter("bisenet").eval()
+    for module in net.modules():  # statistics that differ from 0 and 1, or the test would not see them
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    x = torch.rand(2, 3, 64, 96)
+    f = torch.nn.functional
+
+    def bn(t, b):
+        return f.batch_norm(t, b.running_mean, b.running_var, b.weight, b.bias)
+
+    def refine(t, arm):
+        pooled = f.conv2d(f.adaptive_avg_pool2d(t, 1), arm.conv.weight, arm.conv.bias)
+        return t * torch.sigmoid(bn(pooled, arm.bn))
+
+    with torch.no_grad():
+        n = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+            :, None, None
+        ]
+        spatial = n
+        for conv, norm, _ in net.spatial_path:
+            spatial = f.relu(bn(f.conv2d(spatial, conv.weight, stride=2, padding=1), norm))
+        resnet = torchvision.models.resnet18(weights=None).eval()
+        resnet.load_state_dict(net.context_path.state_dict(), strict=False)
+        c = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(n))))
+        c16 = resnet.layer3(resnet.layer2(resnet.layer1(c)))
+        c32 = resnet.layer4(c16)
+        tail = c32.mean(3, keepdim=True).mean(2, keepdim=True)
+        r16 = f.interpolate(refine(c16, net.refine16), scale_factor=2, mode="bilinear")
+        r32 = f.interpolate(refine(c32, net.refine32) * tail, scale_factor=4, mode="bilinear")
+        fused = torch.cat((spatial, torch.cat((r16, r32), 1)), 1)
+        fused = f.relu(bn(f.conv2d(fused, net.fusion.block[0].weight, padding=1), net.fusion.block[1]))
+        a = f.adaptive_avg_pool2d(fused, 1)
+        a = f.conv2d(f.relu(f.conv2d(a, net.fusion.conv1.weight, net.fusion.conv1.bias)),
+                     net.fusion.conv2.weight, net.fusion.conv2.bias)  # fmt: skip
+        fused = fused * torch.sigmoid(a) + fused
+        expected = f.conv2d(f.interpolate(fused, scale_factor=8, mode="bilinear"),
+                            net.classifier.weight, net.classifier.bias)  # fmt: skip
+        error = (net(x) - expected).abs().max() / expected.abs().max()
+        assert float(error) < 1e-5
+
+
+def test_torchvisions_weights_load_whole(tmp_path):
+    resnet = torchvision.models.resnet18(weights=None)
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    model = build_segmenter("bisenet", weights=str(tmp_path / "resnet18.pth"))
+    own = model.context_path.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in resnet.state_dict().items() if not key.startswith("fc."))
+    assert f"loaded {len(own)} tensors" in model.weights_report
+    assert "classifier (fc)" in model.weights_report
+
+
+def test_data_parallel_prefix_and_old_files_load(tmp_path):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    old = {f"module.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    assert "PARTIAL" not in build_segmenter("bisenet", weights=str(tmp_path / "old.pth")).weights_report
+
+
+def test_partial_weights_are_an_error_unless_asked_for(tmp_path):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    missing = {key: value for key, value in state.items() if not key.startswith("layer4")}
+    torch.save(missing, tmp_path / "partial.pth")
+    path = str(tmp_path / "partial.pth")
+    with pytest.raises(WeightsError, match=r"missing \(first: layer4"):
+        build_segmenter("bisenet", weights=path)
+    report = build_segmenter("bisenet", weights=path, allow_partial_weights=True).weights_report
+    assert "PARTIAL" in report
+    assert "layer4" in report
+    with pytest.raises(WeightsError, match="do not fit"):  # a state dict of something else altogether
+        load_state(build_segmenter("bisenet"), {"a": torch.zeros(1)}, "file", allow_partial=True)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no checkpoint", b"PK\x03\x04 torn"])
+def test_unreadable_weights_are_named(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"weights\.pth"):
+        build_segmenter("bisenet", weights=str(path))
+
+
+def test_imagenet_weights_come_through_torchvision(monkeypatch):
+    """The real loading path, with torchvision's download replaced by a state dict made here."""
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    member = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    asked = []
+
+    def download(self, *args, **kwargs):
+        asked.append(self)
+        return state
+
+    monkeypatch.setattr(type(member), "get_state_dict", download)
+    model = build_segmenter("bisenet", weights="imagenet")
+    assert asked == [member]
+    assert torch.equal(model.context_path.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+
+    def offline(self, *args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(type(member), "get_state_dict", offline)
+    with pytest.raises(WeightsError, match="--weights none"):
+        build_segmenter("bisenet", weights="imagenet")
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="expected one of"):
+        build_segmenter("unet")
+    with pytest.raises(ValueError, match="expected one of"):
+        build_segmenter("bisenet", backbone="vgg")

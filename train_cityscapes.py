@@ -1,0 +1,50 @@
+"""Step 2, the upper bound: BiSeNet trained and tested on Cityscapes (Table 1).
+
+BiSeNet (Yu et al., ECCV 2018): SGD with the poly schedule, cross-entropy on the main and the two auxiliary outputs.
+
+    python train_cityscapes.py --cityscapes DIR                     the paper's settings
+    python train_cityscapes.py --cityscapes DIR --settings report   the student report's
+    python train_cityscapes.py --demo                               street scenes, minutes on a CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from utils.appearance import to_float
+from utils.arguments import geometry, parse, poly, segmenter, sgd, target_set, training_parser
+from utils.errors import run_script
+from utils.losses import segmentation_loss
+from utils.run import Run
+
+
+def parse_args() -> argparse.Namespace:
+    return parse(training_parser(__doc__, source=False))
+
+
+def main() -> None:
+    args = parse_args()
+    train, val = target_set(args, "train"), target_set(args, "val")
+
+    run = Run(args, train, val)
+    model = segmenter(args)
+    optimizer = sgd(model, args)
+    schedule = poly(optimizer, run.total_steps)
+    run.restore(model, optimizer=optimizer, schedule=schedule)
+    target = run.stream(train, geometry(args, args.size))
+
+    for _ in run.epochs():
+        model.train()
+        for images, labels in run.steps(target):
+            loss = segmentation_loss(model(to_float(images)), labels, args.aux_weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            run.log(loss=loss)
+        run.evaluate(model, target=val)
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,62 @@
+"""Step 3a, the domain shift: BiSeNet trained on GTA5, tested on Cityscapes (Tables 3 and 4 of the report).
+
+No target picture is seen in training. The rows of the augmentation table are flags:
+
+    python train_gta5.py --gta5 DIR --cityscapes DIR --settings report                             none
+    python train_gta5.py --gta5 DIR --cityscapes DIR --settings report --flip 0.15 --jitter        colour jitter
+    python train_gta5.py --gta5 DIR --cityscapes DIR --settings report --flip 0.15 --blur          Gaussian blur
+    python train_gta5.py --gta5 DIR --cityscapes DIR --settings report --flip 0.15 --jitter --blur both
+    python train_gta5.py --demo                                                     street scenes, minutes on a CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from utils.appearance import Appearance
+from utils.arguments import geometry, parse, poly, segmenter, sgd, source_sets, target_set, training_parser
+from utils.errors import run_script
+from utils.losses import segmentation_loss
+from utils.run import Run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = training_parser(__doc__, source=True)
+    looks = parser.add_argument_group("appearance of the source")
+    looks.add_argument(
+        "--jitter", action="store_true", help="brightness, contrast, saturation 0.5, hue 0.05, per picture"
+    )
+    looks.add_argument(
+        "--blur", action="store_true", help="Gaussian blur, kernel 3, sigma from 0.2 to 0.8, per picture"
+    )
+    return parse(parser)
+
+
+def main() -> None:
+    args = parse_args()
+    train, held_out = source_sets(args)
+    val = target_set(args, "val")
+
+    run = Run(args, train, val)
+    model = segmenter(args)
+    optimizer = sgd(model, args)
+    schedule = poly(optimizer, run.total_steps)
+    run.restore(model, optimizer=optimizer, schedule=schedule)
+    source = run.stream(train, geometry(args, args.source_size))
+    appearance = Appearance(args.jitter, args.blur)
+
+    for _ in run.epochs():
+        model.train()
+        for images, labels in run.steps(source):
+            loss = segmentation_loss(model(appearance(images)), labels, args.aux_weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            run.log(loss=loss)
+        run.evaluate(model, target=val, source=held_out)
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,39 @@
+"""AdaBN (Li et al., 2016): batch-normalisation statistics re-estimated on the target, nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .appearance import to_float
+
+
+@torch.no_grad()
+def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], device: torch.device) -> int:
+    """Replaces the running mean and variance of every batch normalisation by the plain average over the batches.
+
+    images: batches uint8 [B, 3, H, W] of unlabelled target pictures; a batch of one is passed over (a variance over
+    one pooled value does not exist). Returns the number of pictures used. Raises ValueError when none was.
+    The model is left in evaluation mode.
+    """
+    model.eval()
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's cumulative average
+        layer.train()
+    used = 0
+    for batch in images:
+        if len(batch) > 1:
+            model(to_float(batch.to(device, non_blocking=True)))
+            used += len(batch)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+    if used == 0:
+        raise ValueError("AdaBN needs at least two target pictures in a batch")
+    return used

@@ -1,0 +1,296 @@
+"""The flags that every training script shares, defined once, and what is built from them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import PolynomialLR
+
+import models
+from datasets import SegmentationSet, cityscapes, gta5, street_scenes
+from datasets.check import check
+from datasets.geometry import Geometry
+from datasets.gta5 import ENCODINGS
+from models.bisenet import CHANNELS
+
+from .errors import UserError
+
+PAPER = {"batch_size": 16, "lr": 2.5e-2, "flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
+"""BiSeNet (ECCV 2018), section 4.1."""
+
+REPORT = {"batch_size": 4, "lr": 2.5e-4, "flip": 0.0, "scales": (1.0,)}
+"""The student report, as written; its augmentations are flags: --flip 0.15, --jitter, --blur."""
+
+DEMO = {
+    "size": (160, 80),
+    "source_size": (160, 80),
+    "batch_size": 8,
+    "lr": 2.5e-2,
+    "flip": 0.5,
+    "scales": (1.0,),
+    "weights": "none",
+    "max_steps": 240,
+    "epochs": 1000,
+    "eval_every": 4,
+    "source_holdout": 0.2,
+}
+"""Small enough for two CPU cores and a few minutes."""
+DEMO_SCENES = {"size": (256, 128), "source": 300, "target": 240, "val": 60}
+DEMO_ROOT = Path("data/street_scenes")
+
+MIN_SIDE, MAX_SIDE = 32, 8192
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, and status 2; the usage is there for the asking."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def size(text: str) -> tuple[int, int]:
+    """`1024x512` -> (1024, 512), width first."""
+    width, separator, height = text.lower().partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 1024x512, found {text!r}")
+    if not all(MIN_SIDE <= int(side) <= MAX_SIDE for side in (width, height)):
+        raise argparse.ArgumentTypeError(f"{text}: each side must be {MIN_SIDE} to {MAX_SIDE} pixels")
+    return int(width), int(height)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
+    return int(text)
+
+
+def number(low: float, high: float) -> Any:
+    """A type for argparse: a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, found {text!r}")
+        return value
+
+    return parse
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """`0.75,1,2` -> (0.75, 1.0, 2.0)."""
+    return tuple(number(0.1, 10)(part) for part in text.split(","))
+
+
+def device(text: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:1`, which must be there."""
+    try:
+        found = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, found {text!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return found
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def add_machine_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags of training and evaluation that change no figure."""
+    group.add_argument(
+        "--workers", type=whole, metavar="N", default=min(8, cores() - 1), help="loader processes (%(default)s)"
+    )
+    group.add_argument(
+        "--device", type=device, default=default_device(), metavar="DEV", help="cpu, cuda, cuda:1 (%(default)s)"
+    )
+
+
+def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
+    """The common flags; `source` tells whether the experiment reads GTA5 too. A script adds its own, then `parse`s."""
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of Cityscapes, the target")
+    data.add_argument("--cityscapes-list", type=Path, metavar="FILE", help="train on the pictures named here only")
+    data.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="target working size (1024x512)")
+    data.add_argument(
+        "--gta5", type=Path, metavar="DIR", help="root of GTA5, the source" if source else argparse.SUPPRESS
+    )
+    data.add_argument(
+        "--source-size",
+        type=size,
+        default=(1280, 720),
+        metavar="WxH",
+        help="source working size (1280x720)" if source else argparse.SUPPRESS,
+    )
+    if source:
+        data.add_argument("--gta5-list", type=Path, metavar="FILE", help="use the frames named here only")
+        data.add_argument(
+            "--gta5-encoding", choices=ENCODINGS, default="auto", help="what label files hold (auto: by their mode)"
+        )
+        data.add_argument(
+            "--gta5-mapping", type=Path, metavar="FILE", help="JSON with label2train (default: one beside the data)"
+        )
+        data.add_argument(
+            "--source-holdout",
+            type=number(0, 0.9),
+            default=0.0,
+            metavar="SHARE",
+            help="share of the source kept out of training and evaluated beside the target (0)",
+        )
+    data.add_argument(
+        "--limit", type=positive, metavar="N", help="at most N pictures of every set read, always the same"
+    )
+    data.add_argument("--demo", action="store_true", help="built-in street scenes and small settings; minutes on a CPU")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--model", choices=sorted(models.SEGMENTERS), default="bisenet", help="(%(default)s)")
+    network.add_argument("--backbone", choices=sorted(CHANNELS), default="resnet18", help="(%(default)s)")
+    network.add_argument(
+        "--weights", default="imagenet", metavar="imagenet|none|FILE", help="where the backbone starts (imagenet)"
+    )
+    network.add_argument("--allow-partial-weights", action="store_true", help="load what fits and say what did not")
+    network.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from the network of another run")
+
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--settings",
+        choices=("paper", "report"),
+        default="paper",
+        help="paper: BiSeNet's (batch 16, rate 2.5e-2, flip, random scale and crop); report: the student report's "
+        "(batch 4, rate 2.5e-4, no augmentation). Flags given beside it win",
+    )
+    training.add_argument("--epochs", type=positive, default=50, metavar="N", help="passes over the training set (50)")
+    training.add_argument("--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps")
+    training.add_argument("--batch-size", type=positive, metavar="N", help="(by --settings)")
+    training.add_argument("--lr", type=number(0, 100), metavar="X", help="initial rate (by --settings)")
+    training.add_argument("--weight-decay", type=number(0, 1), default=1e-4, metavar="X", help="(1e-4)")
+    training.add_argument(
+        "--aux-weight", type=number(0, 100), default=1.0, metavar="X", help="weight of the auxiliary losses (1)"
+    )
+    training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
+    training.add_argument(
+        "--flip", type=number(0, 1), metavar="P", help="horizontal flip (by --settings; report's: 0.15)"
+    )
+    training.add_argument(
+        "--scales", type=scales, metavar="S,S,...", help="random scales before the crop (by --settings; 1: off)"
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="(runs/SCRIPT-NETWORK-seedN-TIME)")
+    run.add_argument("--resume", action="store_true", help="go on where the run in --run-dir stopped")
+    run.add_argument(
+        "--eval-every", type=positive, default=1, metavar="N", help="epochs between evaluations and checkpoints (1)"
+    )
+    add_machine_flags(run)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parses sys.argv: what --settings and --demo imply are defaults, so that a flag given beside them wins.
+
+    Raises `UserError` for a missing root. With --demo the street scenes are written first, where they are not yet.
+    """
+    chosen, _ = parser.parse_known_args()
+    known = {action.dest for action in parser._actions}
+    implied = (REPORT if chosen.settings == "report" else PAPER) | (DEMO if chosen.demo else {})
+    parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
+    args = parser.parse_args()
+    args.script = Path(sys.argv[0]).stem
+    if args.batch_size < 2:
+        raise UserError("--batch-size 1: batch normalisation of pooled features needs at least 2 pictures a batch")
+    if args.resume and args.run_dir is None:
+        raise UserError("--resume: name the run to go on with, --run-dir DIR")
+    source = "gta5_encoding" in known
+    if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
+        game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=cores())
+        args.cityscapes = args.cityscapes or camera
+        args.gta5 = args.gta5 or game
+    for flag in ("cityscapes", "gta5") if source else ("cityscapes",):
+        if getattr(args, flag) is None:
+            raise UserError(f"--{flag} DIR is missing: name the root of the data set, or try --demo")
+    return args
+
+
+def source_sets(args: argparse.Namespace) -> tuple[SegmentationSet, SegmentationSet | None]:
+    """(training frames of the source, the held-out ones or None), checked."""
+    data = gta5(
+        args.gta5,
+        args.source_size,
+        encoding=args.gta5_encoding,
+        mapping_file=args.gta5_mapping,
+        list_file=args.gta5_list,
+        limit=args.limit,
+    )
+    print(check(data))
+    return data.hold_out(args.source_holdout)
+
+
+def target_set(args: argparse.Namespace, split: str, labelled: bool = True) -> SegmentationSet:
+    """A split of the target, checked."""
+    list_file = args.cityscapes_list if split == "train" else None
+    data = cityscapes(args.cityscapes, split, args.size, labelled, list_file, args.limit)
+    print(check(data))
+    return data
+
+
+def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:
+    """Random scale, crop and flip at a working size."""
+    return Geometry(size, args.scales, args.flip)
+
+
+def segmenter(args: argparse.Namespace) -> nn.Module:
+    """The network of --model, --backbone, --weights, on the run's device; says what it starts from."""
+    replaced = args.init is not None or args.resume
+    try:
+        model = models.build_segmenter(
+            args.model,
+            backbone=args.backbone,
+            weights="none" if replaced else args.weights,
+            allow_partial_weights=args.allow_partial_weights,
+        )
+    except models.WeightsError as error:
+        raise UserError(str(error)) from None
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    start = f"weights of {args.init or args.run_dir}" if replaced else model.weights_report
+    print(f"{args.model}, {trained:,} parameters in training; {start}")
+    return model.to(args.device)
+
+
+def sgd(model: nn.Module, args: argparse.Namespace) -> SGD:
+    """SGD with momentum 0.9; no weight decay on biases and on normalisation layers (all one-dimensional)."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return SGD(
+        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.lr,
+        momentum=0.9,
+    )
+
+
+def poly(optimizer: torch.optim.Optimizer, total_steps: int) -> PolynomialLR:
+    """The poly schedule, rate * (1 - step / total_steps)^0.9, stepped once an iteration."""
+    return PolynomialLR(optimizer, total_steps, power=0.9)

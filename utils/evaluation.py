@@ -1,0 +1,71 @@
+"""A network and a labelled set -> every figure of a report row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .appearance import to_float
+from .metrics import ConfusionMatrix
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W]: -sum_c p log p / log C, from 0 (sure) to 1 (all classes alike)."""
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1) / math.log(logits.shape[1])
+
+
+def predict(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Logits [1, C, h, w] -> uint8 classes [H, W], brought to `size` = (H, W) before the argmax."""
+    if tuple(logits.shape[-2:]) != tuple(size):
+        logits = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return logits.argmax(dim=1)[0].to(torch.uint8)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, list[Tensor | None]]],
+    device: torch.device,
+    class_names: tuple[str, ...],
+    each: Callable[[int, Tensor, Tensor, Tensor | None], None] | None = None,
+) -> dict[str, Any]:
+    """Fractions, ready for JSON: accuracy, mean_class_accuracy, miou, iou (name -> fraction or None),
+    classes_evaluated, entropy (mean over all pixels, labels unused), pictures.
+
+    batches: (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or None). The figures
+    are taken at each label's own resolution; without labels they are None. `each(number, image [3, H, W], logits
+    [1, C, H, W], label)` is called for every picture. Leaves the model in evaluation mode.
+    """
+    model.eval()
+    matrix = ConfusionMatrix(len(class_names))
+    entropy, pictures = torch.zeros((), dtype=torch.float64, device=device), 0
+    for images, labels in batches:
+        logits = model(to_float(images.to(device, non_blocking=True)))
+        entropy += prediction_entropy(logits).mean(dim=(1, 2)).double().sum()
+        for index, label in enumerate(labels):
+            if label is not None:
+                matrix.update(predict(logits[index : index + 1], label.shape), label.to(device, non_blocking=True))
+            if each is not None:
+                each(pictures + index, images[index], logits[index : index + 1], label)
+        pictures += len(images)
+    iou = matrix.iou().tolist()
+    return {
+        "accuracy": _number(matrix.accuracy()),
+        "mean_class_accuracy": _number(matrix.mean_class_accuracy()),
+        "miou": _number(matrix.miou()),
+        "iou": {name: _number(value) for name, value in zip(class_names, iou, strict=True)},
+        "classes_evaluated": int(matrix.present().sum()),
+        "entropy": float(entropy / max(1, pictures)),
+        "pictures": pictures,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: a figure that does not exist is null."""
+    return None if math.isnan(value) else value
