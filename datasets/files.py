@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from . import labels
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 100_000_000
 """The largest picture that is decoded (Cityscapes: 2.1 million); a header that claims more is refused unread."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_open` refuses what is too large
 
 MAX_UNKNOWN_SHARE = 0.5
 """Colours in no table are ignored pixels; a file in which more than this share is unknown is no label of ours."""

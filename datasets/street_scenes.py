@@ -37,7 +37,7 @@ LOOKS = ("game", "camera")
 VERSION = 1  # raise when pictures change: stored sets of an older version are then no longer taken for these
 
 ID = {CLASS_NAMES[train]: number for number, train in CITYSCAPES_ID_TO_TRAIN_ID.items() if 0 <= train < 19}
-ID |= {"ego vehicle": 1, "static": 4, "dynamic": 5, "parking": 9, "rail track": 10}  # never evaluated
+ID |= {"ego vehicle": 1, "parking": 9}  # never evaluated
 
 Colour = tuple[float, float, float]
 Point = tuple[float, float, float]  # x, y, z in metres
@@ -70,32 +70,67 @@ class Look:
 
 
 GAME = Look(
-    eye=(1.6, 2.1), focal=(0.85, 1.0), horizon=(0.42, 0.50), lane=3.6, lanes=(1, 2, 2, 3), sidewalk=(3.2, 5.5),
-    parked=0.35, gap=(9, 32), people=(5, 10), bicycles=(1, 3),
+    eye=(1.6, 2.1),
+    focal=(0.85, 1.0),
+    horizon=(0.42, 0.50),
+    lane=3.6,
+    lanes=(1, 2, 2, 3),
+    sidewalk=(3.2, 5.5),
+    parked=0.35,
+    gap=(9, 32),
+    people=(5, 10),
+    bicycles=(1, 3),
     plots={"building": 4, "yard": 1.6, "park": 1.8, "wall": 0.9, "fence": 1.0, "street": 0.9},
-    floors=(2, 8), end=(90, 170), haze=(420, (196, 214, 236)), sun=0.52,
+    floors=(2, 8),
+    end=(90, 170),
+    haze=(420, (196, 214, 236)),
+    sun=0.52,
     colours={
-        "sky": ((64, 128, 222), (186, 216, 246)), "cloud": ((250, 250, 255),),
-        "road": ((96, 94, 100), (108, 104, 104), (84, 86, 94)), "mark": ((240, 238, 226),),
-        "centre": ((236, 184, 40),), "sidewalk": ((196, 184, 166), (182, 176, 170), (204, 190, 160)),
-        "kerb": ((216, 210, 198),), "terrain": ((112, 158, 48), (134, 164, 60), (176, 164, 84)),
-        "building": ((206, 124, 86), (232, 204, 150), (176, 82, 62), (222, 216, 206), (214, 168, 96),
-                     (150, 168, 190), (236, 186, 168)),
-        "window": ((52, 84, 120), (70, 110, 150), (40, 58, 84)), "roof": ((150, 70, 52), (110, 104, 108)),
-        "wall": ((206, 190, 158), (190, 150, 120)), "fence": ((120, 84, 54), (60, 62, 70)),
-        "vegetation": ((62, 132, 36), (44, 112, 40), (92, 146, 44)), "trunk": ((104, 76, 50),),
+        "sky": ((64, 128, 222), (186, 216, 246)),
+        "cloud": ((250, 250, 255),),
+        "road": ((96, 94, 100), (108, 104, 104), (84, 86, 94)),
+        "mark": ((240, 238, 226),),
+        "centre": ((236, 184, 40),),
+        "sidewalk": ((196, 184, 166), (182, 176, 170), (204, 190, 160)),
+        "kerb": ((216, 210, 198),),
+        "terrain": ((112, 158, 48), (134, 164, 60), (176, 164, 84)),
+        "building": (
+            (206, 124, 86),
+            (232, 204, 150),
+            (176, 82, 62),
+            (222, 216, 206),
+            (214, 168, 96),
+            (150, 168, 190),
+            (236, 186, 168),
+        ),
+        "window": ((52, 84, 120), (70, 110, 150), (40, 58, 84)),
+        "roof": ((150, 70, 52), (110, 104, 108)),
+        "wall": ((206, 190, 158), (190, 150, 120)),
+        "fence": ((120, 84, 54), (60, 62, 70)),
+        "vegetation": ((62, 132, 36), (44, 112, 40), (92, 146, 44)),
+        "trunk": ((104, 76, 50),),
         "pole": ((96, 98, 104), (60, 60, 64)),
-        "car": ((214, 34, 34), (28, 74, 190), (244, 244, 246), (24, 24, 28), (240, 190, 30), (30, 150, 90),
-                (180, 184, 192), (230, 110, 20)),
-        "bus": ((240, 170, 20), (226, 52, 44)), "truck": ((236, 236, 240), (60, 120, 200), (190, 60, 40)),
+        "car": (
+            (214, 34, 34),
+            (28, 74, 190),
+            (244, 244, 246),
+            (24, 24, 28),
+            (240, 190, 30),
+            (30, 150, 90),
+            (180, 184, 192),
+            (230, 110, 20),
+        ),
+        "bus": ((240, 170, 20), (226, 52, 44)),
+        "truck": ((236, 236, 240), (60, 120, 200), (190, 60, 40)),
         "train": ((200, 206, 216), (60, 150, 160)),
         "cloth": ((220, 50, 50), (40, 90, 200), (240, 240, 240), (240, 200, 60), (60, 60, 70), (60, 160, 90)),
-        "legs": ((44, 60, 110), (60, 56, 54), (150, 130, 100)), "skin": ((226, 172, 136), (140, 96, 70)),
+        "legs": ((44, 60, 110), (60, 56, 54), (150, 130, 100)),
+        "skin": ((226, 172, 136), (140, 96, 70)),
     },
 )
 CAMERA = Look(
     eye=(1.15, 1.35), focal=(1.02, 1.16), horizon=(0.39, 0.46), lane=3.2, lanes=(1, 1, 1, 2), sidewalk=(2.8, 4.6),
-    parked=0.5, gap=(12, 40), people=(5, 12), bicycles=(2, 5),
+    parked=0.5, gap=(12, 40), people=(4, 9), bicycles=(2, 5),
     plots={"building": 4.5, "yard": 1.6, "park": 1.6, "wall": 1.1, "fence": 1.3, "street": 0.8},
     floors=(3, 6), end=(70, 140), haze=(190, (206, 212, 208)), sun=0.2,
     colours={
@@ -138,6 +173,8 @@ class Painter:
         self.eye = rnd.uniform(*look.eye)
         self.u0 = self.width * rnd.uniform(0.44, 0.56)  # the street need not run dead ahead
         self.v0 = self.height * rnd.uniform(*look.horizon)
+        self.road, self.walk = self.pick("road", 6), self.pick("sidewalk", 6)
+        self.livery = self.pick("train")  # both cars of a tram wear the same
         self.curve = rnd.uniform(-0.0010, 0.0010)  # 1 / (2 radius): the street bends by curve * z**2
         self.sun_x, self.sun_z = rnd.choice((-1, 1)) * rnd.uniform(0.4, 1.1), rnd.uniform(-0.5, 0.7)
         dark = 1 - look.sun
@@ -165,21 +202,20 @@ class Painter:
 
     def fill(self, points: Sequence[tuple[float, float]], rgb: tuple[int, int, int], name: str | None) -> None:
         """A polygon in label pixels. Without a name it is a detail: the label beneath stays."""
-        low, high = min(points)[0], max(points)[0]
-        if high < 0 or low > self.width:
-            return
         if name is not None:
             self.label_pen.polygon(points, fill=ID[name])
-        elif high - low < 0.4:
-            return  # a detail too small to be seen
         scale = self.scale
         self.pen.polygon([(u * scale, v * scale) for u, v in points] if scale > 1 else points, fill=rgb)
 
     def face(self, points: Sequence[tuple[float, float, float]], rgb: Colour, name: str | None = None,
              shade: float = 1.0) -> None:  # fmt: skip
         """A flat polygon in metres."""
-        z = sum(p[2] for p in points) / len(points)
-        self.fill([self.at(*p) for p in points], self.tone(rgb, z, shade), name)
+        flat = [self.at(x, y, z) for x, y, z in points]
+        low, high = min(flat)[0], max(flat)[0]
+        if high < 0 or low > self.width or (name is None and high - low < 0.4):
+            return  # out of sight, or a detail too small to be seen
+        z = sum([z for _, _, z in points]) / len(points)
+        self.fill(flat, self.tone(rgb, z, shade), name)
 
     def disc(self, x: float, y: float, z: float, rx: float, ry: float, rgb: Colour, name: str | None = None,
              shade: float = 1.0) -> None:  # fmt: skip
@@ -264,16 +300,17 @@ def draw_building(p: Painter, x0: float, x1: float, z0: float, z1: float, floors
         p.pane(on, a0, a1, 0, 0.5, rgb, None, shade * 0.6)
         if has_shop:
             p.pane(on, a0 + 0.4, a1 - 0.4, 2.7, 3.3, shop, None, shade)
-        narrow = abs(first - last) / bays < 1.5  # windows narrower than pixels: a band will do
+        pitch = abs(first - last) / bays  # pixels from one window to the next, on average
         for floor in range(floors):
             y = 3.2 * floor + 1.1
-            if narrow:
+            if pitch < 1.5:  # windows narrower than pixels: a band will do
                 p.pane(on, a0, a1, y, y + tall, mixed, None, shade)
                 continue
             for i in range(bays):
                 b = a0 + (i + 0.5 - wide / 2) * step
                 low = 0.4 if floor == 0 and (has_shop or i % 3 == 1) else y  # shop windows and doors
-                p.pane(on, b - 0.1, b + wide * step + 0.1, low - 0.12, y + tall + 0.12, trim, None, shade)
+                if pitch > 6:
+                    p.pane(on, b - 0.1, b + wide * step + 0.1, low - 0.12, y + tall + 0.12, trim, None, shade)
                 p.pane(on, b, b + wide * step, low, y + tall, glass, None, (0.8, 1.0, 1.25)[(i * 7 + floor * 5) % 3])
 
 
@@ -453,7 +490,7 @@ def draw_vehicle(p: Painter, body: str, x: float, z: float, oncoming: bool, acro
     profile, glass, side_window = BODIES[body]
     length, width = LENGTH[body], WIDTH[body]
     name = body if body in ("bus", "train") else name
-    rgb = p.pick(name if body != "cab" else "car")
+    rgb = p.livery if body == "train" else p.pick("car" if body == "cab" else name)
     if oncoming:
         profile = [(length - a, y) for a, y in reversed(profile)]
         glass = tuple(len(profile) - 2 - i for i in glass)
@@ -743,9 +780,9 @@ class Street:
         side, z = rnd.choice((-1, 1)), rnd.uniform(10, 22)
         lane = self.edge_line[side] - side * 0.8
         if self.index % 3 == 0 and rnd.random() < 0.5:
-            self.cycle("motorcycle", lane, z, 1.0, rnd.uniform(0.25, 0.6))
+            self.cycle("motorcycle", lane, 0.8 * z, 1.0, rnd.uniform(0.25, 0.6))
         elif self.index % 3 == 0:  # left on the sidewalk
-            self.cycle("motorcycle", walk(side), z - 2, 0.0, rnd.uniform(0.5, 1.0))
+            self.cycle("motorcycle", walk(side), 0.7 * z, 0.0, rnd.uniform(0.5, 1.0))
         elif self.index % 2:
             self.cycle("bicycle", lane, z, 1.0, rnd.uniform(0.3, 0.9))
 
@@ -783,19 +820,21 @@ class Street:
                 du = (i - 2.5) * width * 0.03
                 p.pen.ellipse((u + du - r * 1.4, v - r * 0.5, u + du + r * 1.4, v + r * 0.5), fill=cloud)
         # Everything below the horizon is ground, whatever lies on it.
-        p.fill([(0, p.v0), (p.width, p.v0), (p.width, p.height), (0, p.height)], p.tone(p.pick("terrain"), 0), "terrain")
+        corners = [(0, p.v0), (p.width, p.v0), (p.width, p.height), (0, p.height)]
+        p.fill(corners, p.tone(p.pick("terrain"), 0), "terrain")
 
     def paint_ground(self) -> None:
         p, rnd, far = self.p, self.rnd, self.end + 12
-        road, walk, mark, kerb, grass = (p.pick(n, 6) for n in ("road", "sidewalk", "mark", "kerb", "terrain"))
-        self.p.road, self.p.walk = road, walk
+        mark, kerb, grass = (p.pick(n, 6) for n in ("mark", "kerb", "terrain"))
+        road, walk = p.road, p.walk
         for side in (-1, 1):
             p.strip(*ordered(self.kerb[side], self.edge[side]), NEAR, far, walk, "sidewalk")
             for i in range(16):  # joints between the slabs
                 z = 4 + i * 2.0
                 p.strip(*ordered(self.kerb[side], self.edge[side]), z, z + 0.07, tuple(c * 0.85 for c in walk))
             if self.verge[side]:
-                p.strip(*ordered(self.kerb[side], self.kerb[side] + side * self.verge[side]), NEAR, far, grass, "terrain")
+                back = self.kerb[side] + side * self.verge[side]
+                p.strip(*ordered(self.kerb[side], back), NEAR, far, grass, "terrain")
             p.strip(*ordered(self.kerb[side], self.kerb[side] + side * 0.25), NEAR, far, kerb, "sidewalk")
         p.strip(self.kerb[-1], self.kerb[1], NEAR, far + 10, road, "road")
         for side in (-1, 1):
@@ -843,8 +882,9 @@ class Street:
         mask = Image.new("L", p.image.size)
         pen = ImageDraw.Draw(mask)
         for feet, height in self.shadows:
-            tips = [(x - p.sun_x * height, z - p.sun_z * height) for x, z in feet if height]
-            points = [p.at(x, 0, max(z, 2.0)) for x, z in hull(feet + tips)]
+            if height:
+                feet = hull(feet + [(x - p.sun_x * height, z - p.sun_z * height) for x, z in feet])
+            points = [p.at(x, 0, max(z, 2.0)) for x, z in feet]
             pen.polygon([(u * p.scale, v * p.scale) for u, v in points], fill=int(255 * self.look.sun))
         for _, paint, args in self.things:  # the dark beneath vehicles, whatever the light
             if paint is draw_vehicle:
@@ -933,23 +973,25 @@ def finish(p: Painter, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(seed: int, index: int, look: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One street scene, a function of the arguments alone (the same in every process and on every machine).
+    """One street scene, a function of the arguments alone (the same in every process, order and number of workers).
 
     seed, index: not negative. look: one of LOOKS. size: (width, height) in pixels, from 64x32 to 8192x8192; the
     same scene at any resolution. Returns picture uint8 [H, W, 3], RGB, and label uint8 [H, W], Cityscapes ids.
     """
-    check(size, look)
+    _check(size, look)
     rng = np.random.default_rng((seed, index, LOOKS.index(look)))
-    painter = Painter(size, GAME if look == "game" else CAMERA, random.Random(int(rng.integers(2**62))))
+    painter = Painter(tuple(size), GAME if look == "game" else CAMERA, random.Random(int(rng.integers(2**62))))
     street = Street(painter, index)
     street.lay_out()
     street.paint()
     return finish(painter, rng), np.array(painter.label)
 
 
-def check(size: tuple[int, int], look: str) -> None:
+def _check(size: tuple[int, int], look: str) -> None:
     """Raises ValueError for a size or look that cannot be drawn."""
     width, height = size
+    if not all(isinstance(side, (int, np.integer)) for side in (width, height)):
+        raise ValueError(f"a size is two whole numbers, width and height, not {size!r}")
     if not (64 <= width <= 8192 and 32 <= height <= 8192 and 0.5 <= width / height <= 5):
         raise ValueError(f"cannot draw a street at {width}x{height}: from 64x32 up to 8192x8192, at most 5:1 or 1:2")
     if look not in LOOKS:
@@ -957,6 +999,10 @@ def check(size: tuple[int, int], look: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- files
+# Split -> first scene (the splits of a set never share one) and the name of its only city.
+SPLITS = {"train": (0, "drawnstadt"), "val": (1_000_000, "testdorf"), "test": (2_000_000, "fernburg")}
+
+
 @dataclass(frozen=True)
 class Job:
     """One scene to be written: which one, and where picture and label go."""
@@ -1045,12 +1091,8 @@ def _cityscapes_jobs(root: Path, counts: dict[str, int], size: tuple[int, int], 
     return jobs
 
 
-# Split -> first scene (the splits of a set never share one) and the name of its only city.
-SPLITS = {"train": (0, "drawnstadt"), "val": (1_000_000, "testdorf"), "test": (2_000_000, "fernburg")}
-
-
 def _check_counts(size: tuple[int, int], look: str, seed: int, count: int) -> None:
-    check(size, look)
+    _check(size, look)
     if not 0 <= count <= 1_000_000 or seed < 0:
         raise ValueError(f"count must be 0 to 1,000,000 and seed not negative, not {count} and {seed}")
 
@@ -1059,21 +1101,19 @@ def write_gta5(root: Path, count: int, size: tuple[int, int], seed: int = 0, loo
                workers: int = 1) -> None:  # fmt: skip
     """Writes scenes 0 to count - 1 as GTA5 lies on disk: images/00001.png and labels/00001.png (mode P).
 
-    Whole files that are there already are kept, since they could only be the same (use another folder for
-    another seed, size or look). Raises ValueError for a size, look, count or seed that cannot be.
+    Files of the same name are replaced, others left alone. Raises ValueError for a size, look, count or seed
+    that cannot be.
     """
-    jobs = _gta5_jobs(Path(root), count, size, seed, look)
-    _write_all([job for job in jobs if not job.done], workers, f"{look} scenes")
+    _write_all(_gta5_jobs(Path(root), count, size, seed, look), workers, f"{look} scenes")
 
 
 def write_cityscapes(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int = 0, look: str = "camera",
                      workers: int = 1) -> None:  # fmt: skip
     """Writes scenes in the official Cityscapes layout (leftImg8bit, gtFine ..._labelIds.png); counts per split.
 
-    Splits (train, val, test) never share a scene. Whole files that are there already are kept, as in write_gta5.
+    Splits (train, val, test) never share a scene. Files of the same name are replaced, as in write_gta5.
     """
-    jobs = _cityscapes_jobs(Path(root), counts, size, seed, look)
-    _write_all([job for job in jobs if not job.done], workers, f"{look} scenes")
+    _write_all(_cityscapes_jobs(Path(root), counts, size, seed, look), workers, f"{look} scenes")
 
 
 def ensure(root: Path, size: tuple[int, int] = (256, 128), source: int = 240, target: int = 200, val: int = 60,

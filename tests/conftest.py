@@ -1,0 +1,127 @@
+"""Small data sets on disk, in every layout and encoding, with labels that are known pixel by pixel."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
+from utils.errors import run_script
+
+CITIES = ("aachen", "bochum")
+
+
+def picture(number: int, size=(48, 32)) -> np.ndarray:
+    """uint8 [H, W, 3], different for every number."""
+    return np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+
+
+def ids(number: int, size=(48, 32)) -> np.ndarray:
+    """uint8 [H, W] Cityscapes ids in 4x4 blocks; every id from 0 to 33 may occur."""
+    blocks = np.random.default_rng(1000 + number).integers(0, 34, (size[1] // 4, size[0] // 4), dtype=np.uint8)
+    return blocks.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def train_ids(number: int, size=(48, 32)) -> np.ndarray:
+    """The same labels, by the table."""
+    return np.vectorize(CITYSCAPES_ID_TO_TRAIN_ID.get)(ids(number, size)).astype(np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if palette:
+        image = Image.fromarray(pixels, mode="P") if pixels.ndim == 2 else image
+        image.putpalette(CITYSCAPES_PALETTE.tobytes())
+    image.save(path)
+
+
+def write_cityscapes(
+    root: Path,
+    *,
+    images: str = "leftImg8bit",
+    inner: str = "",
+    cities: bool = True,
+    encoding: str = "labelIds",
+    suffix: str = ".png",
+    counts=(("train", 4), ("val", 2)),
+    size=(48, 32),
+    labels: bool = True,
+) -> Path:
+    """Pictures numbered 0, 1, ... through the splits; returns the root that a user names."""
+    number = 0
+    for split, count in counts:
+        for _ in range(count):
+            city = CITIES[number % 2]
+            stem = f"{city}_{number:06d}_000019"
+            folder = Path(split, city) if cities else Path(split)
+            save(root / inner / images / folder / f"{stem}_leftImg8bit{suffix}", picture(number, size))
+            if labels:
+                label = ids(number, size) if encoding == "labelIds" else train_ids(number, size)
+                save(root / inner / "gtFine" / folder / f"{stem}_gtFine_{encoding}.png", label)
+            number += 1
+    return root
+
+
+def write_gta5(root: Path, *, encoding: str = "palette", count: int = 6, inner: str = "", size=(48, 32)) -> Path:
+    """encoding: palette, grey, rgb, or trainIds (grey)."""
+    for number in range(count):
+        name = f"{number + 1:05d}.png"
+        save(root / inner / "images" / name, picture(number, size))
+        label = train_ids(number, size) if encoding == "trainIds" else ids(number, size)
+        if encoding == "rgb":
+            label = CITYSCAPES_PALETTE[label]
+        save(root / inner / "labels" / name, label, palette=encoding == "palette")
+    return root
+
+
+class Done(NamedTuple):
+    """How a script ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def city(tmp_path: Path) -> Path:
+    return write_cityscapes(tmp_path / "cityscapes")
+
+
+@pytest.fixture
+def game(tmp_path: Path) -> Path:
+    return write_gta5(tmp_path / "gta5")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs a script's `main` as `run_script` does: script("eval", "x.pt") -> (status, out, err)."""
+
+    def run(name: str, *arguments: object) -> Done:
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name.split('.')[-1]}.py", *(str(argument) for argument in arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            run_script(module.main)
+        except SystemExit as stop:
+            status = stop.code
+        return Done(status, *capsys.readouterr())
+
+    return run
+
+
+def one_line_error(done: Done) -> str:
+    """The message of a user's mistake; fails unless it is one line, with status 2 and no traceback."""
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    assert done.status == 2, done.err[-2000:]
+    assert len(lines) == 1, done.err[-2000:]
+    assert lines[0].startswith("error: ")
+    return lines[0]

@@ -1,0 +1,108 @@
+"""Geometry moves picture and label alike; the order of training depends on nothing but seed and draw."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture, train_ids
+
+from datasets import cityscapes
+from datasets.geometry import PADDING, Geometry, resize_label
+from datasets.labels import IGNORE
+from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
+from utils.errors import UserError
+
+SIZE = (48, 32)
+
+
+def coupled(size=(48, 32)):
+    """A picture whose red channel is its label, so that any disagreement shows."""
+    label = torch.arange(size[0] * size[1]).view(size[1], size[0]).remainder(19).to(torch.uint8)
+    label = label.repeat_interleave(1)[: size[0] * size[1]].view(size[1], size[0])
+    blocks = torch.from_numpy(train_ids(3, size)).clamp(max=18)
+    return torch.stack((blocks, label, label)), blocks
+
+
+def test_flip_and_crop_move_both_alike():
+    image, label = coupled()
+    for seed in range(20):
+        out, moved = Geometry(SIZE, (1.0,), 0.5)(image, label, np.random.default_rng(seed))
+        assert torch.equal(out[0], moved)
+
+
+@pytest.mark.parametrize("scale", [2.0, 1.5, 0.75, 0.5])
+def test_scale_keeps_the_size_and_pads_with_ignore(scale):
+    image, label = coupled()
+    seen = []
+    for seed in range(30):
+        out, moved = Geometry(SIZE, (scale,), 0.0)(image, label, np.random.default_rng(seed))
+        assert out.shape == (3, 32, 48)
+        assert moved.shape == (32, 48)
+        inside = moved != IGNORE
+        seen.append(float(inside.float().mean()))
+        if scale < 1:
+            assert torch.equal(out[:, ~inside].T.unique(dim=0), torch.tensor([PADDING], dtype=torch.uint8))
+    assert np.allclose(seen, min(1.0, scale) ** 2, atol=0.02)
+
+
+def test_scaled_labels_are_where_scaled_pictures_are():
+    """One bright block on black: after any geometry the label's block covers the picture's bright pixels."""
+    image = torch.zeros(3, 32, 48, dtype=torch.uint8)
+    label = torch.zeros(32, 48, dtype=torch.uint8)
+    image[:, 12:20, 20:28], label[12:20, 20:28] = 255, 7
+    for seed in range(40):
+        geometry = Geometry(SIZE, (0.75, 1.0, 1.5, 1.75, 2.0), 0.5)
+        out, moved = geometry(image, label, np.random.default_rng(seed))
+        inside = moved != IGNORE
+        assert torch.equal((out[0] > 127)[inside], (moved == 7)[inside])
+
+
+def test_labels_are_resized_without_new_values():
+    label = torch.from_numpy(train_ids(0, (64, 48)))
+    assert set(resize_label(label, (31, 17)).unique().tolist()) <= set(label.unique().tolist())
+
+
+def test_every_pass_takes_every_picture_once(city):
+    stream = TrainingStream(cityscapes(city, "train", SIZE), Geometry(SIZE), seed=3, stream=0, draws=40)
+    order = [stream.index(draw) for draw in range(40)]
+    for start in range(0, 40, 4):
+        assert sorted(order[start : start + 4]) == [0, 1, 2, 3]
+    assert len({tuple(order[start : start + 4]) for start in range(0, 40, 4)}) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_workers_or_on_where_one_starts(city, workers):
+    geometry = Geometry(SIZE, (0.75, 1.0, 2.0), 0.5)
+
+    def drawn(first, workers, seed=0, number=0):
+        stream = TrainingStream(cityscapes(city, "train", SIZE), geometry, seed, number, draws=18)
+        return list(batches(training_loader(stream, 3, first * 3, workers, pin=False)))
+
+    whole, rest = drawn(0, 0), drawn(4, workers)
+    assert len(whole) == 6
+    for expected, found in zip(whole[4:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    for other in (drawn(0, 0, seed=1), drawn(0, 0, number=1)):
+        assert not all(torch.equal(a[0], b[0]) for a, b in zip(whole, other, strict=True))
+
+
+def test_unlabelled_streams_give_pictures_alone(city):
+    stream = TrainingStream(cityscapes(city, "train", SIZE, labelled=False), Geometry(SIZE), 0, 0, draws=4)
+    (batch,) = batches(training_loader(stream, 4, 0, 0, pin=False))
+    assert batch.shape == (4, 3, 32, 48)
+    pictures = {picture(number).tobytes() for number in range(4)}
+    assert {image.permute(1, 2, 0).numpy().tobytes() for image in batch} == pictures
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_one_line_also_from_a_worker(city, workers):
+    file = next((city / "leftImg8bit/train").rglob("*.png"))
+    file.write_bytes(file.read_bytes()[:200])
+    data = cityscapes(city, "train", SIZE)
+    loaders = (
+        training_loader(TrainingStream(data, Geometry(SIZE), 0, 0, draws=4), 4, 0, workers, pin=False),
+        evaluation_loader(data, workers),
+    )
+    for loader in loaders:
+        with pytest.raises(UserError, match="cut short or damaged") as caught:
+            list(batches(loader))
+        assert "Traceback" not in str(caught.value)
