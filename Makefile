@@ -1,17 +1,36 @@
-# `make demo` and `make test` set everything up themselves; each step is done once.
+# `make demo` and `make test` set everything up themselves; what is done already is not done twice.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+RUN := $(BIN)/python
 DEMO := runs/demo
 
-.PHONY: demo test clean-demo
+.PHONY: demo test
 
-$(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-test: $(VENV)/installed
+test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(RUN) -m pytest
+
+# Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
+demo: $(DEMO)/upper-bound/result.json $(DEMO)/source-only/result.json $(DEMO)/adabn.json $(DEMO)/pictures.json
+	@echo && echo "Pictures, side by side: $(DEMO)/pictures/" && echo
+	@$(RUN) report.py $(DEMO)/upper-bound $(DEMO)/source-only
+
+$(DEMO)/upper-bound/result.json: | .venv/installed
+	$(RUN) train_cityscapes.py --demo --run-dir $(@D) --resume
+
+$(DEMO)/source-only/result.json: | .venv/installed
+	$(RUN) train_gta5.py --demo --run-dir $(@D) --resume
+
+$(DEMO)/adabn.json: $(DEMO)/source-only/result.json
+	$(RUN) eval.py $(DEMO)/source-only/checkpoint_last.pt --adapt-bn --json $@
+
+$(DEMO)/pictures.json: $(DEMO)/upper-bound/result.json $(DEMO)/source-only/result.json
+	@rm -rf $(DEMO)/pictures
+	$(RUN) eval.py $(DEMO)/upper-bound/checkpoint_last.pt $(DEMO)/source-only/checkpoint_last.pt --limit 6 \
+		--save-side-by-side $(DEMO)/pictures --json $@ > /dev/null

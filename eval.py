@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from datasets import SegmentationSet, cityscapes, gta5
 from datasets.check import check
-from datasets.files import picture_size
-from datasets.geometry import Geometry
+from datasets.files import picture_size, read_image
+from datasets.geometry import Geometry, resize_image
 from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
 from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
 from utils.adabn import adapt_batch_norm
@@ -34,6 +34,9 @@ from utils.evaluation import evaluate, predict
 from utils.pictures import panel
 from utils.tables import result_tables
 
+PANEL_WIDTH = 512
+"""Width of one picture in a side-by-side panel, at most; smaller pictures keep their size."""
+
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,8 +44,9 @@ def parse_args() -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of the target (default: the run's)")
     data.add_argument("--split", default="val", help="split of the target (%(default)s)")
-    data.add_argument("--gta5", type=Path, metavar="DIR", help="evaluate on the source instead: what the run held out of "
-                      "it, or all of it")  # fmt: skip
+    data.add_argument(
+        "--gta5", type=Path, metavar="DIR", help="evaluate on the source: what the run held out of it, or all of it"
+    )
     data.add_argument("--unlabelled", action="store_true", help="only predict; no label is looked for")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
     data.add_argument(
@@ -162,7 +166,7 @@ def _saver(
             _write_png(args.save_ids / (name if several else "") / f"{sample.name}_pred_labelIds.png",
                        to_cityscapes_ids(prediction.numpy()))  # fmt: skip
         if args.save_side_by_side is not None:
-            side_by_side.setdefault(number, []).append((name, predict(logits, image.shape[-2:]).cpu()))
+            side_by_side.setdefault(number, []).append((name, prediction))
 
     wanted = (args.save_predictions, args.save_ids, args.save_side_by_side)
     return save if any(folder is not None for folder in wanted) else None
@@ -170,9 +174,12 @@ def _saver(
 
 def _write_side_by_side(folder: Path, data: SegmentationSet, predictions: dict[int, list[tuple[str, Tensor]]]) -> None:
     for number, columns in predictions.items():
-        image, label = data[number]
+        sample, label = data.samples[number], data.label(number)
+        image = read_image(sample.image)
+        height, width = image.shape[-2:]
+        shown = min(width, PANEL_WIDTH)
         titled = ([] if label is None else [("ground truth", label)]) + columns
-        _write_png(folder / f"{data.samples[number].name}.png", panel(image, titled))
+        _write_png(folder / f"{sample.name}.png", panel(resize_image(image, (shown, height * shown // width)), titled))
 
 
 def _write_png(path: Path, pixels: Any) -> None:

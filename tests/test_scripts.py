@@ -348,3 +348,35 @@ def test_the_check_runs_alone(script, city, game):
     assert "GTA5: 6 pictures" in done.out
     assert "Cityscapes val: 2 pictures" in done.out
     assert "nothing to check" in one_line_error(script("datasets.check"))
+
+
+def test_report_groups_seeds_and_tells_settings_apart(script, city, tmp_path):
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    for run, more in zip(runs, (("--seed", 0), ("--seed", 1), ("--flip", 0)), strict=True):
+        assert script(*upper(city, run, "--max-steps", 2, *more)).status == 0
+    done = script("report", *runs)
+    assert done.status == 0, done.err
+    first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()[2:4]]
+    assert (first[1], second[1]) == ("2", "1")
+    assert "flip=0.5" in first[0]
+    assert "flip=0.0" in second[0]
+    mious = [100 * json.loads((run / "result.json").read_text())["miou"] for run in runs]
+    assert first[3] == f"{np.mean(mious[:2]):.1f} ± {np.std(mious[:2], ddof=1):.1f}"
+    assert second[3] == f"{mious[2]:.1f}"
+    (runs[1] / "result.json").write_text("{}")
+    assert "damaged" in one_line_error(script("report", *runs))
+    (runs[1] / "result.json").unlink()
+    assert "not ended" in one_line_error(script("report", *runs))
+
+
+def test_resuming_what_never_wrote_a_checkpoint_still_loads_the_weights_asked_for(script, city, tmp_path, monkeypatch):
+    loaded = []
+    original = models.build_segmenter
+    monkeypatch.setattr(models, "build_segmenter", lambda *a, **k: loaded.append(k["weights"]) or original(*a, **k))
+    resnet = tmp_path / "resnet.pth"
+    state = original("bisenet").context_path.state_dict()
+    torch.save(state, resnet)
+    run = upper(city, tmp_path / "run", "--max-steps", 1, "--weights", resnet, "--resume")
+    assert script(*run).status == 0
+    assert script(*run).status == 0
+    assert loaded == [str(resnet), "none"]

@@ -31,14 +31,14 @@ REPORT = {"batch_size": 4, "lr": 2.5e-4, "flip": 0.0, "scales": (1.0,)}
 DEMO = {
     "size": (160, 80),
     "source_size": (160, 80),
-    "batch_size": 8,
+    "batch_size": 4,
     "lr": 2.5e-2,
     "flip": 0.5,
     "scales": (1.0,),
     "weights": "none",
-    "max_steps": 240,
+    "max_steps": 400,
     "epochs": 1000,
-    "eval_every": 4,
+    "eval_every": 3,
     "source_holdout": 0.2,
 }
 """Small enough for two CPU cores and a few minutes."""
@@ -226,7 +226,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
     source = "gta5_encoding" in known
     if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
-        game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=cores())
+        game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
         args.cityscapes = args.cityscapes or camera
         args.gta5 = args.gta5 or game
     for flag in ("cityscapes", "gta5") if source else ("cityscapes",):
@@ -264,7 +264,7 @@ def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:
 
 def segmenter(args: argparse.Namespace) -> nn.Module:
     """The network of --model, --backbone, --weights, on the run's device; says what it starts from."""
-    replaced = args.init is not None or args.resume
+    replaced = args.init is not None or (args.resume and (args.run_dir / "checkpoint_last.pt").exists())
     try:
         model = models.build_segmenter(
             args.model,
