@@ -21,15 +21,7 @@ from utils.run import Run
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__, source=True)
-    looks = parser.add_argument_group("appearance of the source")
-    looks.add_argument(
-        "--jitter", action="store_true", help="brightness, contrast, saturation 0.5, hue 0.05, per picture"
-    )
-    looks.add_argument(
-        "--blur", action="store_true", help="Gaussian blur, kernel 3, sigma from 0.2 to 0.8, per picture"
-    )
-    return parse(parser)
+    return parse(training_parser(__doc__, source=True))
 
 
 def main() -> None:

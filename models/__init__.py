@@ -7,11 +7,13 @@ from typing import Any
 from torch import nn
 
 from .bisenet import BiSeNet
+from .deeplabv2 import DeepLabV2
+from .discriminator import Discriminator
 from .weights import WeightsError
 
-SEGMENTERS: dict[str, type[nn.Module]] = {"bisenet": BiSeNet}
+SEGMENTERS: dict[str, type[nn.Module]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2}
 
-__all__ = ["SEGMENTERS", "WeightsError", "build_segmenter"]
+__all__ = ["SEGMENTERS", "WeightsError", "build_discriminator", "build_segmenter"]
 
 
 def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Module:
@@ -29,3 +31,8 @@ def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Modu
         key: value for key, value in options.items() if key not in starting
     }
     return module
+
+
+def build_discriminator(kind: str, in_channels: int = 19) -> Discriminator:
+    """`standard` or `depthwise`; [B, in_channels, H, W] -> logits [B, 1, H/32, W/32]. Raises ValueError otherwise."""
+    return Discriminator(kind, in_channels)

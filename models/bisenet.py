@@ -7,6 +7,8 @@ ResNet's ImageNet classifier too, which is never used and is not here.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -87,6 +89,8 @@ class BiSeNet(nn.Module):
     (logits, (logits of the 1/16 head, logits of the 1/32 head)), all at the input's size.
     """
 
+    rate_factors: ClassVar[dict[str, float]] = {}
+
     def __init__(
         self,
         num_classes: int = 19,
@@ -125,10 +129,13 @@ class BiSeNet(nn.Module):
         refined32 = resize(self.refine32(features32) * tail, spatial.shape[-2:])
         return torch.cat((spatial, refined16, refined32), dim=1), refined16, refined32
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        size = images.shape[-2:]
-        features, refined16, refined32 = self.features(images)
-        logits = self.classifier(resize(self.fusion(features), size))
+    def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """What `features` gave -> the outputs of `forward`, at `size` = (H, W)."""
+        fused, refined16, refined32 = features
+        logits = self.classifier(resize(self.fusion(fused), size))
         if not self.training:
             return logits
         return logits, (resize(self.auxiliary16(refined16), size), resize(self.auxiliary32(refined32), size))
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        return self.decode(self.features(images), images.shape[-2:])

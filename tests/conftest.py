@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
 from utils.errors import run_script
 
+torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
 CITIES = ("aachen", "bochum")
 
 

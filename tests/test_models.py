@@ -160,3 +160,103 @@ def test_unknown_names_are_refused():
         build_segmenter("unet")
     with pytest.raises(ValueError, match="expected one of"):
         build_segmenter("bisenet", backbone="vgg")
+
+
+# DeepLabV2
+
+
+@pytest.mark.parametrize(("multi_level", "parameters"), [(False, 43_901_068), (True, 44_601_560)])
+def test_deeplabv2_has_the_published_counts(multi_level, parameters):
+    model = build_segmenter("deeplabv2", multi_level=multi_level).eval()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    if not multi_level:
+        with torch.no_grad():
+            count = FlopCountAnalysis(model, torch.zeros(1, 3, 512, 1024))
+            count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            assert count.total() == 374_664_739_584  # published: 0.375 T
+            assert count.by_operator()["conv"] == 373_656_133_632
+
+
+def test_deeplabv2_strides_and_dilations_are_caffes():
+    net = build_segmenter("deeplabv2").backbone
+    assert net.maxpool.ceil_mode
+    for stage, stride, dilation in ((net.layer1, 1, 1), (net.layer2, 2, 1), (net.layer3, 1, 2), (net.layer4, 1, 4)):
+        assert stage[0].conv1.stride == stage[0].downsample[0].stride == (stride, stride)
+        for block in stage:
+            assert block.conv2.stride == (1, 1)
+            assert block.conv2.dilation == block.conv2.padding == (dilation, dilation)
+
+
+def test_deeplabv2_computes_the_published_definition():
+    """A bottleneck of every stage and the classifier, spelt out with plain functions from the same weights."""
+    torch.manual_seed(0)
+    net = build_segmenter("deeplabv2", multi_level=True).eval()
+    f = torch.nn.functional
+
+    def bn(t, b):
+        return f.batch_norm(t, b.running_mean, b.running_var, b.weight, b.bias)
+
+    def stage(t, blocks, stride, dilation):
+        for i, block in enumerate(blocks):
+            s = stride if i == 0 else 1
+            y = f.relu(bn(f.conv2d(t, block.conv1.weight, stride=s), block.bn1))
+            y = f.relu(bn(f.conv2d(y, block.conv2.weight, padding=dilation, dilation=dilation), block.bn2))
+            y = bn(f.conv2d(y, block.conv3.weight), block.bn3)
+            if i == 0:
+                t = bn(f.conv2d(t, block.downsample[0].weight, stride=s), block.downsample[1])
+            t = f.relu(y + t)
+        return t
+
+    x = torch.rand(1, 3, 40, 56)
+    with torch.no_grad():
+        b = net.backbone
+        y = f.relu(bn(f.conv2d(net.normalise(x), b.conv1.weight, stride=2, padding=3), b.bn1))
+        y = f.max_pool2d(y, 3, 2, 1, ceil_mode=True)
+        layer3 = stage(stage(stage(y, b.layer1, 1, 1), b.layer2, 2, 1), b.layer3, 1, 2)
+        layer4 = stage(layer3, b.layer4, 1, 4)
+        for features, head, logits in ((layer4, net.classifier, net(x)), (layer3, net.auxiliary, None)):
+            expected = sum(
+                f.conv2d(features, branch.weight, branch.bias, padding=rate, dilation=rate)
+                for branch, rate in zip(head.branches, (6, 12, 18, 24), strict=True)
+            )
+            expected = f.interpolate(expected, size=(40, 56), mode="bilinear", align_corners=False)
+            found = net.decode(net.features(x), (40, 56)) if logits is not None else None
+            if found is None:
+                net.train()  # the auxiliary logits exist in training; statistics as in evaluation
+                for module in net.batch_norms():
+                    module.eval()
+                found = net(x)[1][0]
+            assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_deeplabv2_loads_torchvisions_weights_and_freezes_batch_norm(tmp_path):
+    state = torchvision.models.resnet101(weights=None).state_dict()
+    torch.save(state, tmp_path / "resnet101.pth")
+    net = build_segmenter("deeplabv2", weights=str(tmp_path / "resnet101.pth"), frozen_batch_norm=True)
+    own = net.backbone.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith("fc."))
+    net.train()
+    before = {key: value.clone() for key, value in net.state_dict().items() if "running" in key}
+    logits, auxiliary = net(torch.rand(2, 3, 33, 33))
+    assert auxiliary == ()
+    assert logits.shape == (2, 19, 33, 33)
+    logits.mean().backward()
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    assert all(p.grad is None for module in net.batch_norms() for p in module.parameters())
+    assert build_segmenter("deeplabv2").train().backbone.bn1.training
+    with pytest.raises(ValueError, match="resnet101"):
+        build_segmenter("deeplabv2", backbone="resnet18")
+
+
+def test_deeplabv2s_classifier_learns_at_ten_times_the_rate():
+    from argparse import Namespace
+
+    from utils.arguments import sgd
+
+    net = build_segmenter("deeplabv2", multi_level=True)
+    optimizer = sgd(net, Namespace(lr=2.5e-4, weight_decay=5e-4))
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        assert rate[id(parameter)] == pytest.approx(2.5e-3 if "backbone" not in name else 2.5e-4)
+        assert decay[id(parameter)] == (5e-4 if parameter.ndim > 1 else 0)

@@ -22,11 +22,19 @@ from models.bisenet import CHANNELS
 
 from .errors import UserError
 
-PAPER = {"batch_size": 16, "lr": 2.5e-2, "flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
-"""BiSeNet (ECCV 2018), section 4.1."""
-
-REPORT = {"batch_size": 4, "lr": 2.5e-4, "flip": 0.0, "scales": (1.0,)}
-"""The student report, as written; its augmentations are flags: --flip 0.15, --jitter, --blur."""
+MOVED = {"flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
+STILL = {"flip": 0.0, "scales": (1.0,)}
+SETTINGS = {
+    # BiSeNet (ECCV 2018), section 4.1.
+    ("paper", "bisenet"): {"batch_size": 16, "lr": 2.5e-2, "weight_decay": 1e-4, "aux_weight": 1.0, **MOVED},
+    # DeepLabV2 as AdaptSegNet (CVPR 2018) trains it; the auxiliary classifier exists in multi-level adaptation.
+    ("paper", "deeplabv2"): {"batch_size": 4, "lr": 2.5e-4, "weight_decay": 5e-4, "aux_weight": 0.1, **MOVED},
+    # The student report, as written; its augmentations are flags: --flip 0.15, --jitter, --blur.
+    ("report", "bisenet"): {"batch_size": 4, "lr": 2.5e-4, "weight_decay": 1e-4, "aux_weight": 1.0, **STILL},
+    ("report", "deeplabv2"): {"batch_size": 4, "lr": 1e-4, "weight_decay": 5e-4, "aux_weight": 0.1, **STILL},
+}
+BACKBONES = {"bisenet": "resnet18", "deeplabv2": "resnet101"}
+"""What each network stands on unless --backbone says otherwise."""
 
 DEMO = {
     "size": (160, 80),
@@ -168,7 +176,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
 
     network = parser.add_argument_group("network")
     network.add_argument("--model", choices=sorted(models.SEGMENTERS), default="bisenet", help="(%(default)s)")
-    network.add_argument("--backbone", choices=sorted(CHANNELS), default="resnet18", help="(%(default)s)")
+    network.add_argument("--backbone", choices=sorted(CHANNELS), help="(resnet18; deeplabv2 stands on resnet101 alone)")
     network.add_argument(
         "--weights", default="imagenet", metavar="imagenet|none|FILE", help="where the backbone starts (imagenet)"
     )
@@ -180,16 +188,16 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "--settings",
         choices=("paper", "report"),
         default="paper",
-        help="paper: BiSeNet's (batch 16, rate 2.5e-2, flip, random scale and crop); report: the student report's "
-        "(batch 4, rate 2.5e-4, no augmentation). Flags given beside it win",
+        help="paper: BiSeNet's (batch 16, rate 2.5e-2, flip, random scale and crop; deeplabv2: 4, 2.5e-4); report: the "
+        "student report's (batch 4, rate 2.5e-4, deeplabv2 1e-4; no augmentation). Flags given beside it win",
     )
     training.add_argument("--epochs", type=positive, default=50, metavar="N", help="passes over the training set (50)")
     training.add_argument("--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps")
     training.add_argument("--batch-size", type=positive, metavar="N", help="(by --settings)")
     training.add_argument("--lr", type=number(0, 100), metavar="X", help="initial rate (by --settings)")
-    training.add_argument("--weight-decay", type=number(0, 1), default=1e-4, metavar="X", help="(1e-4)")
+    training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help="(1e-4; deeplabv2: 5e-4)")
     training.add_argument(
-        "--aux-weight", type=number(0, 100), default=1.0, metavar="X", help="weight of the auxiliary losses (1)"
+        "--aux-weight", type=number(0, 100), metavar="X", help="weight of the auxiliary losses (1; deeplabv2: 0.1)"
     )
     training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
     training.add_argument(
@@ -198,6 +206,13 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     training.add_argument(
         "--scales", type=scales, metavar="S,S,...", help="random scales before the crop (by --settings; 1: off)"
     )
+
+    if source:
+        looks = parser.add_argument_group("appearance of the source's pictures")
+        looks.add_argument(
+            "--jitter", action="store_true", help="brightness, contrast, saturation 0.5, hue 0.05, per picture"
+        )
+        looks.add_argument("--blur", action="store_true", help="Gaussian blur, kernel 3, sigma 0.2 to 0.8, per picture")
 
     run = parser.add_argument_group("run")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="(runs/SCRIPT-NETWORK-seedN-TIME)")
@@ -216,7 +231,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
-    implied = (REPORT if chosen.settings == "report" else PAPER) | (DEMO if chosen.demo else {})
+    implied = SETTINGS[chosen.settings, chosen.model] | {"backbone": BACKBONES[chosen.model]}
+    implied |= DEMO if chosen.demo else {}
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem
@@ -262,8 +278,13 @@ def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:
     return Geometry(size, args.scales, args.flip)
 
 
-def segmenter(args: argparse.Namespace) -> nn.Module:
-    """The network of --model, --backbone, --weights, on the run's device; says what it starts from."""
+def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
+    """The network of --model, --backbone, --weights and `options`, on the run's device; says what it starts from.
+
+    DeepLabV2's batch normalisation is frozen where ImageNet's statistics were loaded, and trained with --weights none.
+    """
+    if args.model == "deeplabv2":
+        options["frozen_batch_norm"] = args.weights != "none"
     replaced = args.init is not None or (args.resume and (args.run_dir / "checkpoint_last.pt").exists())
     try:
         model = models.build_segmenter(
@@ -271,8 +292,9 @@ def segmenter(args: argparse.Namespace) -> nn.Module:
             backbone=args.backbone,
             weights="none" if replaced else args.weights,
             allow_partial_weights=args.allow_partial_weights,
+            **options,
         )
-    except models.WeightsError as error:
+    except ValueError as error:  # WeightsError is one
         raise UserError(str(error)) from None
     trained = sum(parameter.numel() for parameter in model.parameters())
     start = f"weights of {args.init or args.run_dir}" if replaced else model.weights_report
@@ -281,11 +303,19 @@ def segmenter(args: argparse.Namespace) -> nn.Module:
 
 
 def sgd(model: nn.Module, args: argparse.Namespace) -> SGD:
-    """SGD with momentum 0.9; no weight decay on biases and on normalisation layers (all one-dimensional)."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    """SGD with momentum 0.9; no weight decay on biases and on normalisation layers (all one-dimensional); the parts
+    that the network names in `rate_factors` at a multiple of the rate."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for decayed in (True, False):
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and (parameter.ndim > 1) == decayed:
+                factor = model.rate_factors.get(name.partition(".")[0], 1.0)
+                groups.setdefault((factor, decayed), []).append(parameter)
     return SGD(
-        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        [
+            {"params": parameters, "lr": args.lr * factor, "weight_decay": args.weight_decay * decayed}
+            for (factor, decayed), parameters in groups.items()
+        ],
         lr=args.lr,
         momentum=0.9,
     )

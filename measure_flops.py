@@ -1,0 +1,248 @@
+"""What each network costs: parameters, MACs, FLOPs, memory, latency; the cost columns of steps 2 and 3.
+
+    python measure_flops.py                                every network at 1024x512, on the device at hand
+    python measure_flops.py --size 640x360 --only bisenet  some of them, at another size
+    python measure_flops.py --no-latency --json cost.json --markdown cost.md
+
+Three conventions meet in the published figures, and each has its own column here. fvcore's count is one per
+multiply-accumulate of a convolution plus what it charges for batch normalisation and bilinear upsampling;
+the convolutions' MACs are those alone; FLOPs = 2 x MACs. What fvcore does not count is listed below the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import build_discriminator, build_segmenter
+from utils.arguments import Parser, default_device, device, positive, size
+from utils.checkpoint import write_atomically, write_json
+from utils.errors import UserError, run_script
+from utils.tables import markdown
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "bisenet resnet18": lambda: build_segmenter("bisenet", backbone="resnet18"),
+    "bisenet resnet101": lambda: build_segmenter("bisenet", backbone="resnet101"),
+    "deeplabv2 resnet101": lambda: build_segmenter("deeplabv2", backbone="resnet101"),
+    "deeplabv2 resnet101 multi-level": lambda: build_segmenter("deeplabv2", backbone="resnet101", multi_level=True),
+    "discriminator standard": lambda: build_discriminator("standard"),
+    "discriminator depthwise": lambda: build_discriminator("depthwise"),
+}
+
+PUBLISHED = (
+    ("bisenet resnet18", "12.582 M parameters", "student report; counts the ImageNet classifier, which is never used"),
+    ("bisenet resnet18", "25.78 G", "student report; fvcore's count at 1024x512"),
+    ("bisenet resnet18", "16 ms", "student report; timed without synchronising"),
+    ("deeplabv2 resnet101", "43.901 M parameters", "student report"),
+    ("deeplabv2 resnet101", "0.375 T", "student report; fvcore's count at 1024x512"),
+    ("deeplabv2 resnet101", "243 ms", "student report; timed without synchronising"),
+    ("discriminator standard", "2.781 M parameters", "assignment sheet"),
+    ("discriminator standard", "30.89e9 FLOPs", "assignment sheet; 2 x MACs at 1024x512, score map upsampled"),
+    ("discriminator depthwise", "189.424 K parameters", "assignment sheet"),
+    ("discriminator depthwise", "21.47e8 FLOPs", "assignment sheet; 2 x MACs at 1024x512, score map upsampled"),
+)
+"""Figures of others, with the convention each was taken in; never a result of this project."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="input size (1024x512)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name contains TEXT (all)")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="for latency and memory (1)")
+    parser.add_argument("--runs", type=positive, metavar="N", help="timed runs (GPU: 100, CPU: 10)")
+    parser.add_argument("--no-latency", action="store_true", help="count only; nothing is run")
+    parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, exactly")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables as printed")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    chosen = {name: build for name, build in NETWORKS.items() if args.only in name}
+    if not chosen:
+        raise UserError(f"--only {args.only}: no network is called so; there are {', '.join(NETWORKS)}")
+    for path in (args.json, args.markdown):
+        if path is not None and path.exists():
+            raise UserError(f"{path} exists; name a new file, nothing is overwritten")
+    costs = {}
+    for name, build in chosen.items():
+        model = build().eval()
+        costs[name] = count(model, args.size)
+        if not args.no_latency:
+            costs[name]["timing"] = timings(model, args)
+    text = tables(costs, args)
+    print(text)
+    if args.json is not None:
+        write_json(args.json, {"size": args.size, "batch_size": args.batch_size, "device": device_name(args.device)}
+                   | {"torch": str(torch.__version__), "networks": costs})  # fmt: skip
+    if args.markdown is not None:
+        write_atomically(args.markdown, lambda file: file.write((text + "\n").encode()))
+
+
+def example(model: nn.Module, size: tuple[int, int], batch_size: int = 1) -> Tensor:
+    """Zeros of the shape that the network takes: three channels, or as many classes as the discriminator sees."""
+    width, height = size
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels = 3 if hasattr(model, "normalise") else first.in_channels
+    return torch.zeros(batch_size, channels, height, width)
+
+
+def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
+    """Parameters in training and in inference (the auxiliary heads exist in training only), fvcore's count, the
+    convolutions' MACs, FLOPs = 2 x MACs, and the operators that fvcore does not count with their number of calls."""
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis  # here, where the warnings of its import are silenced too
+
+        analysis = FlopCountAnalysis(model, example(model, size))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        total, macs = analysis.total(), analysis.by_operator()["conv"]
+        uncounted = dict(analysis.unsupported_ops())
+    training = sum(parameter.numel() for parameter in model.parameters())
+    heads = sum(p.numel() for name, p in model.named_parameters() if name.startswith("auxiliary"))
+    return {
+        "parameters_training": training,
+        "parameters_inference": training - heads,
+        "fvcore": int(total),
+        "conv_macs": int(macs),
+        "conv_flops": 2 * int(macs),
+        "not_counted_by_fvcore": uncounted,
+    }
+
+
+def timings(model: nn.Module, args: argparse.Namespace) -> dict[str, dict[str, float | None]]:
+    """Plain fp32, and as one would deploy it: channels-last, in half precision on a GPU. The two are interleaved."""
+    half = args.device.type == "cuda"
+    inputs = example(model, args.size, args.batch_size).to(args.device)
+    model = model.to(args.device)
+    variants = {"fp32": (model, inputs)}
+    deployed = copy.deepcopy(model).to(args.device, memory_format=torch.channels_last)
+    laid_out = inputs.contiguous(memory_format=torch.channels_last)
+    name = "fp16 channels-last" if half else "fp32 channels-last"
+    variants[name] = (deployed.half(), laid_out.half()) if half else (deployed, laid_out)
+    runs = args.runs or (100 if half else 10)
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    memory = {}
+    with torch.inference_mode():
+        for variant, (network, x) in variants.items():  # warm-up
+            memory[variant] = peak_memory(network, x)
+            for _ in range(10 if half else 1):
+                network(x)
+        for _ in range(runs):
+            for variant, (network, x) in variants.items():
+                seconds[variant].append(timed(network, x))
+    return {
+        variant: {
+            "latency_median_ms": 1e3 * statistics.median(values),
+            "latency_p95_ms": 1e3 * sorted(values)[min(len(values) - 1, round(0.95 * (len(values) - 1)))],
+            "images_per_second": args.batch_size / statistics.median(values),
+            "peak_memory_mib": memory[variant],
+            "runs": runs,
+        }
+        for variant, values in seconds.items()
+    }
+
+
+def timed(network: nn.Module, x: Tensor) -> float:
+    """Seconds of one forward pass: between CUDA events on a GPU, by the clock on a CPU."""
+    if x.device.type != "cuda":
+        start = time.perf_counter()
+        network(x)
+        return time.perf_counter() - start
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    network(x)
+    last.record()
+    torch.cuda.synchronize(x.device)
+    return first.elapsed_time(last) / 1e3
+
+
+def peak_memory(network: nn.Module, x: Tensor) -> float | None:
+    """MiB that one forward pass takes beyond what is allocated before it: the allocator's peak on a GPU, the
+    process's resident peak on Linux (reset through /proc), None elsewhere."""
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        network(x)
+        torch.cuda.synchronize(x.device)
+        return (torch.cuda.max_memory_allocated(x.device) - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        network(x)
+        return (resident("VmHWM") - before) / 2**10
+    except (OSError, StopIteration):
+        network(x)
+        return None
+
+
+def resident(field: str) -> int:
+    """KiB in this process's /proc status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field + ":")).split()[1])
+
+
+def device_name(where: torch.device) -> str:
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def tables(costs: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
+    """The counts, the timings, the published figures and what fvcore left out, as Markdown that reads as text."""
+    width, height = args.size
+    counts = [
+        [
+            name,
+            f"{cost['parameters_training']:,}",
+            f"{cost['parameters_inference']:,}",
+            f"{cost['fvcore'] / 1e9:.2f} G",
+            f"{cost['conv_macs']:,}",
+            f"{cost['conv_flops'] / 1e9:.2f} G",
+        ]
+        for name, cost in costs.items()
+    ]
+    header = ("network", "parameters, training", "inference", "fvcore's count", "conv MACs", "FLOPs = 2 x conv MACs")
+    parts = [f"Counts at {width}x{height}, one picture", markdown(header, counts)]
+    times = [
+        [
+            name,
+            variant,
+            f"{t['latency_median_ms']:.1f}",
+            f"{t['latency_p95_ms']:.1f}",
+            f"{t['images_per_second']:.1f}",
+            "-" if t["peak_memory_mib"] is None else f"{t['peak_memory_mib']:.0f}",
+        ]
+        for name, cost in costs.items()
+        for variant, t in cost.get("timing", {}).items()
+    ]
+    if times:
+        parts.append(f"On {device_name(args.device)}, batch {args.batch_size}, torch {torch.__version__}")
+        header = ("network", "as", "median (ms)", "95th percentile (ms)", "images/s", "peak memory (MiB)")
+        parts.append(markdown(header, times))
+    published = [list(row) for row in PUBLISHED if row[0] in costs]
+    if published:
+        parts += ["Published by others", markdown(("network", "published", "by whom, in which convention"), published)]
+    parts.append("Not counted by fvcore (calls)")
+    parts.append(
+        "\n".join(
+            f"- {name}: " + (", ".join(f"{op} {n}" for op, n in c["not_counted_by_fvcore"].items()) or "nothing")
+            for name, c in costs.items()
+        )
+    )
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,293 @@
+"""The adversarial step is proved, not just run: who gets which gradient, which way the labels point, closed forms."""
+
+import copy
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import one_line_error
+from test_scripts import SMALL, SOURCE
+from torch import nn
+
+from models import build_discriminator, build_segmenter
+from models.discriminator import Discriminator
+from train_adversarial import discriminator_gradients, discriminators_for, segmenter_gradients
+from utils.adversarial import (
+    SOURCE as SOURCE_LABEL,
+)
+from utils.adversarial import (
+    TARGET,
+    domain_accuracy,
+    least_squares,
+    min_entropy_loss,
+    vanilla,
+    weighted_self_information,
+)
+from utils.checkpoint import load_checkpoint
+from utils.losses import segmentation_loss
+from utils.run import Run
+
+
+def options(**changed):
+    plain = {"level": "output", "input": "softmax", "gan": "vanilla", "aux_weight": 1.0, "min_entropy": False,
+             "lambda_entropy": 1e-3, "discriminator": "standard", "device": torch.device("cpu")}  # fmt: skip
+    return Namespace(**(plain | changed))
+
+
+def silent(**values):
+    """A log that keeps nothing."""
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    labels = torch.randint(0, 19, (2, 64, 96)).to(torch.uint8)
+    return torch.rand(2, 3, 64, 96), labels, torch.rand(2, 3, 64, 64)
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["standard", "depthwise"])
+@pytest.mark.parametrize(("level", "seen"), [("output", "softmax"), ("multi", "entropy")])
+def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, level, seen):
+    images, labels, target = batch
+    args = options(level=level, input=seen, discriminator=kind)
+    model = build_segmenter("bisenet").train()
+    discriminators = discriminators_for(model, args)
+    assert len(discriminators) == (2 if level == "multi" else 1)
+    segmenter_gradients(model, discriminators, images, labels, target, (1.0, 1.0), args, silent)
+    with_adversary = gradients(model)
+    assert all(p.grad is None for d in discriminators for p in d.parameters())
+    assert all(p.requires_grad for d in discriminators for p in d.parameters())
+    model.zero_grad()
+    segmenter_gradients(model, discriminators, images, labels, target, (0.0, 0.0), args, silent)
+    without = gradients(model)
+    changed = {name for name in without if not torch.equal(with_adversary[name], without[name])}
+    assert {"spatial_path.0.0.weight", "context_path.conv1.weight", "classifier.weight"} <= changed
+    assert ("auxiliary16.weight" in changed) == (level == "multi")
+    assert "auxiliary32.weight" not in changed
+
+
+@pytest.mark.parametrize("level", ["output", "multi"])
+def test_discriminator_step_leaves_the_segmenter_untouched(batch, level):
+    images, labels, target = batch
+    args = options(level=level)
+    model = build_segmenter("bisenet").train()
+    discriminators = discriminators_for(model, args)
+    seen = segmenter_gradients(model, discriminators, images, labels, target, (1e-3, 2e-4), args, silent)
+    before = gradients(model)
+    discriminator_gradients(discriminators, *seen, args, silent)
+    after = gradients(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for d in discriminators for p in d.parameters())
+    for level_index, discriminator in enumerate(discriminators):  # the halved sum of both domains, from scratch
+        fresh = copy.deepcopy(discriminator)
+        fresh.zero_grad()
+        domains = zip((part[level_index] for part in seen), (0.0, 1.0), strict=True)
+        loss = sum(F.binary_cross_entropy_with_logits(s := fresh(v), torch.full_like(s, d)) / 2 for v, d in domains)
+        loss.backward()
+        for (name, p), q in zip(discriminator.named_parameters(), fresh.parameters(), strict=True):
+            assert torch.allclose(p.grad, q.grad, rtol=1e-5, atol=1e-9), name
+
+
+def test_weight_zero_gives_the_source_only_gradients_exactly(batch):
+    images, labels, target = batch
+    args = options()
+    torch.manual_seed(0)
+    model = build_segmenter("bisenet").train()
+    plain = copy.deepcopy(model)
+    segmenter_gradients(model, discriminators_for(model, args), images, labels, target, (0.0, 0.0), args, silent)
+    segmentation_loss(plain(images), labels).backward()
+    expected, found = gradients(plain), gradients(model)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+class Perfect(nn.Module):
+    """Knows the domains apart by size: the source is wider than the target."""
+
+    def forward(self, maps):
+        sure = -20.0 if maps.shape[-1] == 96 else 20.0  # SOURCE is 0, TARGET is 1
+        return torch.full((len(maps), 1, 2, 2), sure) + 0 * maps.mean()
+
+
+def test_labels_point_the_right_way(batch):
+    """A perfect discriminator has no loss and is always right, while the adversarial loss it gives is large."""
+    images, labels, target = batch
+    logged = {}
+    args = options()
+    model = build_segmenter("bisenet").train()
+    seen = segmenter_gradients(model, [Perfect()], images, labels, target, (1e-3,), args, logged.update)
+    assert float(logged["adversarial"]) > 19
+    seen = [[view.requires_grad_() for view in part] for part in seen]
+    discriminator_gradients([Perfect()], *seen, args, logged.update)
+    assert float(logged["discriminator_source"]) < 1e-6
+    assert float(logged["discriminator_target"]) < 1e-6
+    assert float(logged["discriminator_accuracy_source"]) == float(logged["discriminator_accuracy_target"]) == 1
+
+
+def test_losses_agree_with_their_closed_forms():
+    torch.manual_seed(0)
+    scores = torch.randn(3, 1, 4, 5, dtype=torch.float64) * 3
+    p = 1 / (1 + (-scores).exp())
+    assert torch.allclose(vanilla(scores, TARGET), -p.log().mean())
+    assert torch.allclose(vanilla(scores, SOURCE_LABEL), -(1 - p).log().mean())
+    assert torch.allclose(least_squares(scores, TARGET), ((scores - 1) ** 2).mean())
+    assert torch.allclose(least_squares(scores, SOURCE_LABEL), (scores**2).mean())
+    assert float(domain_accuracy(scores, TARGET, "vanilla")) == pytest.approx(float((p > 0.5).double().mean()))
+    assert float(domain_accuracy(scores, SOURCE_LABEL, "least-squares")) == pytest.approx(
+        float((scores <= 0.5).double().mean())
+    )
+
+
+def test_entropy_agrees_with_float64_also_at_probabilities_of_0_and_1():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 19, 3, 4) * 4
+    logits[0, :, 0, 0] = 0  # all classes alike: entropy 1
+    logits[0, :, 0, 1] = -2e4
+    logits[0, 5, 0, 1] = 2e4  # probabilities exactly 0 and 1: entropy 0
+    logits.requires_grad_()
+    probabilities = logits.detach().double().softmax(1)
+    assert {0.0, 1.0} <= set(probabilities[0, :, 0, 1].tolist())
+    terms = [-v * math.log2(v) / math.log2(19) if v > 0 else 0.0 for v in probabilities.flatten().tolist()]
+    expected = torch.tensor(terms, dtype=torch.float64).view_as(probabilities)
+    found = weighted_self_information(logits)
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+    loss = min_entropy_loss(logits)
+    assert float(loss) == pytest.approx(float(expected.sum(1).mean()), abs=1e-6)
+    assert float(found[0, :, 0, 0].sum()) == pytest.approx(1)
+    assert float(found[0, :, 0, 1].abs().sum()) == 0
+    (loss + found.square().sum()).backward()
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+def test_min_entropy_is_added_with_its_weight(batch):
+    images, labels, target = batch
+    torch.manual_seed(0)
+    model = build_segmenter("bisenet").train()
+    plain = copy.deepcopy(model)
+    segmenter_gradients(model, [], images, labels, target, (), options(min_entropy=True, lambda_entropy=0.5), silent)
+    segmentation_loss(plain(images), labels).backward()
+    (0.5 * min_entropy_loss(plain(target)[0])).backward()
+    expected, found = gradients(plain), gradients(model)
+    assert all(torch.allclose(expected[name], found[name], rtol=1e-4, atol=1e-7) for name in expected)
+
+
+@pytest.mark.parametrize(("kind", "parameters", "macs"),
+                         [("standard", 2_781_121, 15_439_233_024), ("depthwise", 189_424, 1_067_712_512)])  # fmt: skip
+def test_discriminators_have_the_published_counts(kind, parameters, macs):
+    from measure_flops import count
+
+    counted = count(build_discriminator(kind), (1024, 512))
+    assert counted["parameters_training"] == parameters
+    assert counted["conv_macs"] == macs
+    assert counted["conv_flops"] == 2 * macs
+
+
+def test_discriminator_is_the_published_definition():
+    """Spelt out from its weights, with small fixed ones: five 4x4 convolutions of stride 2, leaky ReLU 0.2 between."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 4, 64, 96)
+    standard, depthwise = Discriminator("standard", 4), Discriminator("depthwise", 4)
+    y, z = x, x
+    for i in range(5):
+        conv, separable = standard[2 * i], depthwise[2 * i]
+        y = F.conv2d(y, conv.weight, conv.bias, stride=2, padding=1)
+        z = F.conv2d(z, separable[0].weight, None, stride=2, padding=1, groups=z.shape[1])
+        z = torch.einsum("oc,bchw->bohw", separable[1].weight[:, :, 0, 0], z)
+        if i < 4:
+            y, z = torch.where(y > 0, y, 0.2 * y), torch.where(z > 0, z, 0.2 * z)
+    assert y.shape == (1, 1, 2, 3)
+    assert torch.allclose(standard(x), y, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(depthwise(x), z, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="at least 32 x 32"):
+        standard(torch.rand(1, 4, 31, 64))
+    with pytest.raises(ValueError, match="expected one of"):
+        build_discriminator("heavy")
+
+
+# The script
+
+
+def adversarial(game, city, run_dir, *more):
+    size = ("--size", "64x32", "--source-size", "48x32")
+    return ("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, *size, "--epochs", 2,
+            "--run-dir", run_dir, *more)  # fmt: skip
+
+
+def test_both_networks_optimizers_and_schedules_survive_an_interruption(script, game, city, tmp_path, monkeypatch):
+    for label in (city / "gtFine/train").rglob("*.png"):
+        label.write_bytes(b"")  # the target's train labels are never opened
+    flags = ("--level", "multi", "--min-entropy", "--jitter")
+    assert script(*adversarial(game, city, tmp_path / "straight", *flags)).status == 0
+    evaluate = Run.evaluate
+
+    def interrupted(self, *arguments, **sets):
+        evaluate(self, *arguments, **sets)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script(*adversarial(game, city, tmp_path / "broken", *flags))
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    done = script(*adversarial(game, city, tmp_path / "broken", *flags, "--resume"))
+    assert done.status == 0, done.err
+    straight, broken = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("straight", "broken"))
+    assert set(straight["training"]) == {"optimizer", "schedule"} | {
+        f"discriminator{i}{part}" for i in (0, 1) for part in ("", "_optimizer", "_schedule")
+    }
+    assert same(straight["weights"], broken["weights"])
+    assert same(straight["training"], broken["training"])
+    assert same(straight["history"], broken["history"])
+
+
+def same(a, b):
+    """Equal bit for bit, through dicts, lists and tensors."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--discriminator", "depthwise", "--gan", "least-squares"), ("--discriminator", "none", "--min-entropy"),
+     ("--input", "entropy")],
+)  # fmt: skip
+def test_variants_run_and_evaluate(script, game, city, tmp_path, flags):
+    done = script(*adversarial(game, city, tmp_path / "run", *flags, "--max-steps", 2))
+    assert done.status == 0, done.err
+    assert script("eval", tmp_path / "run/checkpoint_last.pt", "--workers", 0).status == 0
+
+
+def test_feature_level_sees_the_features(script, game, city, tmp_path):
+    args = options(level="feature")
+    model = build_segmenter("bisenet").train()
+    (discriminator,) = discriminators_for(model, args)
+    assert model.training
+    assert discriminator[0].in_channels == 256 + 256 + 512
+    images, target = torch.rand(2, 3, 256, 256), torch.rand(2, 3, 256, 320)
+    labels = torch.zeros(2, 256, 256, dtype=torch.uint8)
+    seen = segmenter_gradients(model, [discriminator], images, labels, target, (1.0,), args, silent)
+    assert seen[0][0].shape == (2, 1024, 32, 32)
+    assert seen[1][0].shape == (2, 1024, 32, 40)
+    message = one_line_error(script(*adversarial(game, city, tmp_path / "small", "--level", "feature")))
+    assert "at least 256x256" in message
+
+
+def test_combinations_without_meaning_are_refused(script, game, city, tmp_path):
+    run = tmp_path / "run"
+    assert "no entropy" in one_line_error(
+        script(*adversarial(game, city, run, "--level", "feature", "--input", "entropy"))
+    )
+    assert "nothing is left to adapt with" in one_line_error(
+        script(*adversarial(game, city, run, "--discriminator", "none"))
+    )
+    assert not run.exists()
