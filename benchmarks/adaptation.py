@@ -1,0 +1,184 @@
+"""Which adaptation helps, and by how much? Every method at equal steps, over seeds, paired with its baseline.
+
+    python benchmarks/adaptation.py --gta5 DIR --cityscapes DIR --size 160x120 --batch-size 8 --steps 600 --seeds 0 1 2
+
+Runs the cells that are missing and prints the table; stopped, it goes on where it was. Each cell is a run directory and
+a JSON file under --out; what was not run says "not run". Runs of one seed begin with the same network and see the same
+source pictures in the same order, so differences to source only are paired by seed. All networks start from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.arguments import Parser, cores, positive, size, whole  # noqa: E402
+from utils.checkpoint import write_json  # noqa: E402
+from utils.errors import UserError, run_script  # noqa: E402
+from utils.tables import markdown  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table: a training script with flags, or an evaluation of another row's checkpoint."""
+
+    script: str
+    flags: tuple[str, ...] = ()
+    evaluates: str | None = None
+
+
+ADVERSARIAL = "train_adversarial.py"
+CELLS = {
+    "source only": Cell("train_gta5.py"),
+    "source only + AdaBN": Cell("eval.py", ("--adapt-bn",), evaluates="source only"),
+    "target forward pass alone (weight 0)": Cell(ADVERSARIAL, ("--lambda-adv", "0")),
+    "adversarial, standard": Cell(ADVERSARIAL),
+    "adversarial, depthwise": Cell(ADVERSARIAL, ("--discriminator", "depthwise")),
+    "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
+    "AdvEnt": Cell(ADVERSARIAL, ("--input", "entropy")),
+    "MinEnt": Cell(ADVERSARIAL, ("--discriminator", "none", "--min-entropy")),
+    "upper bound": Cell("train_cityscapes.py"),
+}
+BASELINE, UPPER = "source only", "upper bound"
+FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gta5", type=Path, required=True, metavar="DIR", help="root of the source")
+    parser.add_argument("--cityscapes", type=Path, required=True, metavar="DIR", help="root of the target")
+    parser.add_argument("--size", type=size, default=(160, 120), metavar="WxH", help="both domains (160x120)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(8)")
+    parser.add_argument("--steps", type=positive, default=600, metavar="N", help="of every run (600)")
+    parser.add_argument("--seeds", type=whole, nargs="+", default=[0, 1, 2], metavar="N", help="(0 1 2)")
+    parser.add_argument("--only", nargs="+", choices=CELLS, metavar="ROW", help="run these rows, print all")
+    parser.add_argument("--no-run", action="store_true", help="print the table of what is there")
+    parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
+    parser.add_argument("--device", default=None, metavar="DEV", help="as the scripts'")
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all cells in one file, to keep")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for seed in args.seeds:
+        for name in () if args.no_run else CELLS:
+            if (args.only is None or name in args.only) and not cell_file(args, name, seed).exists():
+                run_cell(args, name, seed)
+    cells = {name: [read_cell(args, name, seed) for seed in args.seeds] for name in CELLS}
+    width, height = args.size
+    print(f"\n{width}x{height}, batch {args.batch_size}, {args.steps} steps, seeds {args.seeds}, last checkpoint\n")
+    print(table(cells))
+    if args.json is not None:
+        write_json(args.json, {"command": command_line(), "cells": {n: [c for c in v if c] for n, v in cells.items()}})
+
+
+def cell_name(name: str, seed: int) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name) + f"-seed{seed}"
+
+
+def cell_file(args: argparse.Namespace, name: str, seed: int) -> Path:
+    return args.out / f"{cell_name(name, seed)}.json"
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all cells of one table share; a cell made under other settings is not taken for this table's."""
+    return {"size": list(args.size), "batch_size": args.batch_size, "steps": args.steps}
+
+
+def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
+    """Trains or evaluates one cell and keeps its figures. Raises `UserError` when the script fails."""
+    cell = CELLS[name]
+    side = "x".join(str(s) for s in args.size)
+    machine = ["--workers", str(args.workers), *(["--device", args.device] if args.device else [])]
+    if cell.evaluates is not None:
+        if not cell_file(args, cell.evaluates, seed).exists():
+            run_cell(args, cell.evaluates, seed)
+        checkpoint = args.out / cell_name(cell.evaluates, seed) / "checkpoint_last.pt"
+        found = args.out / f".{cell_name(name, seed)}.json"
+        call([cell.script, str(checkpoint), *cell.flags, "--json", str(found), *machine])
+        figures = json.loads(found.read_text())["evaluations"][0]
+        found.unlink()
+    else:
+        run = args.out / cell_name(name, seed)
+        sizes = ["--size", side]
+        if cell.script != "train_cityscapes.py":
+            sizes += ["--gta5", str(args.gta5), "--source-size", side]
+        evaluations = ["--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", "5"]
+        call([cell.script, "--cityscapes", str(args.cityscapes), *sizes, "--weights", "none", "--batch-size",
+              str(args.batch_size), *evaluations, "--seed", str(seed), "--run-dir", str(run), "--resume",
+              *cell.flags, *machine])  # fmt: skip
+        figures = json.loads((run / "result.json").read_text())
+    kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
+    write_json(cell_file(args, name, seed), settings(args) | {"row": name, "seed": seed} | kept)
+
+
+def call(arguments: list[str]) -> None:
+    """Runs a script of the project; its output is shown."""
+    print("$ python " + " ".join(arguments), flush=True)
+    if subprocess.run([sys.executable, str(ROOT / arguments[0]), *arguments[1:]]).returncode != 0:
+        raise UserError(f"{arguments[0]} failed; see above. What is done is kept, the same command goes on")
+
+
+def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] | None:
+    """A cell's figures, None when it was not run. Raises `UserError` for one made under other settings."""
+    path = cell_file(args, name, seed)
+    if not path.exists():
+        return None
+    cell = json.loads(path.read_text())
+    if {key: cell[key] for key in settings(args)} != settings(args):
+        raise UserError(f"{path} was made at other settings than {settings(args)}; name another --out")
+    return cell
+
+
+def table(cells: dict[str, list[dict[str, Any] | None]]) -> str:
+    """Mean and sample deviation over seeds; the difference to source only, paired by seed; the gap recovered."""
+    rows = []
+    for name, found in cells.items():
+        mious = [100 * cell["miou"] if cell else None for cell in found]
+        if all(value is None for value in mious):
+            rows.append([name, *["not run"] * 5])
+            continue
+        base = [100 * cell["miou"] if cell else None for cell in cells[BASELINE]]
+        top = [100 * cell["miou"] if cell else None for cell in cells[UPPER]]
+        gain = [value - b for value, b in zip(mious, base, strict=True) if value is not None and b is not None]
+        pairs = zip(mious, base, top, strict=True)
+        gap = [100 * (v - b) / (t - b) for v, b, t in pairs if None not in (v, b, t) and t != b]
+        rows.append(
+            [
+                name,
+                str(sum(value is not None for value in mious)),
+                spread([100 * cell["accuracy"] for cell in found if cell]),
+                spread([value for value in mious if value is not None]),
+                "-" if name == BASELINE else spread(gain, "+"),
+                "-" if name in (BASELINE, UPPER) else spread(gap),
+            ]
+        )
+    header = ("method", "seeds", "accuracy (%)", "mIoU (%)", "difference, paired", "gap recovered (%)")
+    return markdown(header, rows)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """`29.5 ± 1.2`; one value alone; `not run` without any."""
+    if not values:
+        return "not run"
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def command_line() -> str:
+    return " ".join(["python", "benchmarks/adaptation.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    run_script(main)
