@@ -25,7 +25,7 @@ from torch.optim import Adam
 
 from models import build_discriminator
 from models.discriminator import MIN_SIDE
-from utils.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy, min_entropy_loss
+from utils.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
 from utils.appearance import Appearance, to_float
 from utils.arguments import (
     geometry,
@@ -38,6 +38,7 @@ from utils.arguments import (
     target_set,
     training_parser,
 )
+from utils.entropy import min_entropy_loss
 from utils.errors import UserError, run_script
 from utils.losses import segmentation_loss
 from utils.run import Run

@@ -17,6 +17,10 @@ SEARCH_DEPTH = 3
 """How many folders below the root the data may lie (archives unpack with one or two more folders around them)."""
 
 
+NAMED = 3
+"""Files named in a message about missing partners; the others are counted."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One picture; `label` is None where labels are absent or must not be used."""
@@ -76,7 +80,8 @@ def match(images: dict[str, Path], labels: dict[str, Path], what: str) -> list[S
     lonely_labels = sorted(labels.keys() - images.keys())
     if lonely_images or lonely_labels:
         found = [
-            f"{len(names)} {kind} without {partner} (first: {files[names[0]]})"
+            f"{len(names)} {kind} without {partner} ({', '.join(str(files[name]) for name in names[:NAMED])}"
+            + (", ...)" if len(names) > NAMED else ")")
             for names, kind, partner, files in (
                 (lonely_images, "picture(s)", "label", images),
                 (lonely_labels, "label(s)", "picture", labels),

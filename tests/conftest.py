@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
 from utils.errors import run_script
 
 torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tests start
 CITIES = ("aachen", "bochum")
 
 

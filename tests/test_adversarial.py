@@ -21,11 +21,10 @@ from utils.adversarial import (
     TARGET,
     domain_accuracy,
     least_squares,
-    min_entropy_loss,
     vanilla,
-    weighted_self_information,
 )
 from utils.checkpoint import load_checkpoint
+from utils.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
 from utils.losses import segmentation_loss
 from utils.run import Run
 
@@ -161,7 +160,10 @@ def test_entropy_agrees_with_float64_also_at_probabilities_of_0_and_1():
     assert float(loss) == pytest.approx(float(expected.sum(1).mean()), abs=1e-6)
     assert float(found[0, :, 0, 0].sum()) == pytest.approx(1)
     assert float(found[0, :, 0, 1].abs().sum()) == 0
-    (loss + found.square().sum()).backward()
+    per_pixel = expected.sum(1)
+    penalty = charbonnier_entropy_loss(logits)
+    assert float(penalty) == pytest.approx(float((per_pixel.square() + 1e-8).square().mean()), rel=1e-4)
+    (loss + penalty + found.square().sum()).backward()
     assert bool(torch.isfinite(logits.grad).all())
 
 

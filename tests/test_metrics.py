@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from utils.evaluation import prediction_entropy
+from utils.entropy import prediction_entropy
 from utils.losses import cross_entropy, segmentation_loss
 from utils.metrics import ConfusionMatrix
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from test_scripts import SMALL, SOURCE
 from torchvision.transforms.v2 import functional as F
 
+from utils.checkpoint import load_checkpoint
 from utils.fda import fda, half_width
 from utils.lab import lab_to_rgb, match_lab, rgb_to_lab
+from utils.run import Run
 
 
 def definition(source, target, beta):
@@ -142,3 +145,66 @@ def test_match_lab_gives_the_targets_statistics():
     flat = torch.full((1, 3, 8, 8), 0.5)
     moved = rgb_to_lab(match_lab(flat, target[:1])).mean(dim=(-2, -1))
     assert torch.allclose(moved, mean_t[:1], atol=0.05)
+
+
+# The script
+
+
+def fda_command(game, city, run_dir, *more):
+    return ("train_fda", "--gta5", game, "--cityscapes", city, *SMALL, "--size", "64x32", *SOURCE, "--epochs", 2,
+            "--run-dir", run_dir, *more)  # fmt: skip
+
+
+def test_one_network_per_band_is_trained_in_turn(script, game, city, tmp_path):
+    for label in (city / "gtFine/train").rglob("*.png"):
+        label.write_bytes(b"")  # the target's train labels are never opened
+    done = script(*fda_command(game, city, tmp_path / "run", "--beta", 0.01, 0.09, "--max-steps", 2))
+    assert done.status == 0, done.err
+    states = [load_checkpoint(tmp_path / f"run/beta-{beta}/checkpoint_last.pt")["weights"] for beta in ("0.01", "0.09")]
+    assert not all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    again = script(*fda_command(game, city, tmp_path / "run", "--beta", 0.01, 0.09, "--max-steps", 2, "--resume"))
+    assert again.status == 0
+    assert again.out.count("the headline is the last checkpoint") == 2
+
+
+def test_source_is_translated_and_entropy_starts_when_it_should(script, game, city, tmp_path, monkeypatch):
+    seen, starts = [], []
+
+    def recorded(pictures, style, beta):
+        seen.append((pictures.shape, style.shape, beta))
+        return fda(pictures, style, beta)
+
+    monkeypatch.setattr("train_fda.fda", recorded)
+    log = Run.log
+    monkeypatch.setattr(
+        Run, "log", lambda self, **v: (starts.append(self.step) if "entropy" in v else None, log(self, **v))
+    )
+    done = script(*fda_command(game, city, tmp_path / "a", "--max-steps", 4, "--entropy-from", 2))
+    assert done.status == 0, done.err
+    assert seen == [((2, 3, 32, 48), (2, 3, 32, 64), 0.01)] * 4
+    assert starts == [2, 3]
+    starts.clear()
+    assert script(*fda_command(game, city, tmp_path / "b", "--max-steps", 3)).status == 0
+    assert starts == [1, 2]
+    starts.clear()
+    assert script(*fda_command(game, city, tmp_path / "c", "--max-steps", 2, "--lambda-entropy", 0)).status == 0
+    assert starts == []
+
+
+def test_lab_runs_and_resumes_like_the_others(script, game, city, tmp_path, monkeypatch):
+    flags = ("--translation", "lab", "--jitter")
+    assert script(*fda_command(game, city, tmp_path / "straight", *flags)).status == 0
+    evaluate = Run.evaluate
+
+    def interrupted(self, *arguments, **sets):
+        evaluate(self, *arguments, **sets)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script(*fda_command(game, city, tmp_path / "broken", *flags))
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    assert script(*fda_command(game, city, tmp_path / "broken", *flags, "--resume")).status == 0
+    straight, broken = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("straight", "broken"))
+    assert all(torch.equal(straight["weights"][key], broken["weights"][key]) for key in straight["weights"])
+    assert straight["history"] == broken["history"]

@@ -5,11 +5,11 @@ AdaptSegNet (Tsai et al., CVPR 2018), ADVENT (Vu et al., CVPR 2019).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .entropy import weighted_self_information
 
 SOURCE, TARGET = 0.0, 1.0
 """The domain labels, as AdaptSegNet has them."""
@@ -18,20 +18,6 @@ SOURCE, TARGET = 0.0, 1.0
 def softmax(logits: Tensor) -> Tensor:
     """AdaptSegNet's discriminator input: logits [B, C, H, W] -> probabilities of the same shape."""
     return logits.float().softmax(dim=1)
-
-
-def weighted_self_information(logits: Tensor) -> Tensor:
-    """AdvEnt's discriminator input, equation 8: I_c = -p_c log2 p_c / log2 C, [B, C, H, W] -> the same shape.
-
-    From the log-softmax, so that a probability of exactly 0 gives 0 and a finite gradient.
-    """
-    log_p = F.log_softmax(logits.float(), dim=1)
-    return -log_p.exp() * log_p / math.log(logits.shape[1])
-
-
-def min_entropy_loss(logits: Tensor) -> Tensor:
-    """MinEnt, ADVENT equations 2 and 3: the mean over pixels of -sum_c p_c log p_c / log C, from 0 to 1."""
-    return weighted_self_information(logits).sum(dim=1).mean()
 
 
 INPUTS = {"softmax": softmax, "entropy": weighted_self_information}

@@ -11,13 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .appearance import to_float
+from .entropy import prediction_entropy
 from .metrics import ConfusionMatrix
-
-
-def prediction_entropy(logits: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H, W]: -sum_c p log p / log C, from 0 (sure) to 1 (all classes alike)."""
-    log_p = F.log_softmax(logits.float(), dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1) / math.log(logits.shape[1])
 
 
 def predict(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

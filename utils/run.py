@@ -39,13 +39,14 @@ from datasets import SegmentationSet
 from datasets.geometry import Geometry
 from datasets.labels import CLASS_NAMES
 from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
+from models.layers import resize
 
 from .appearance import to_float
 from .checkpoint import load_checkpoint, save_checkpoint, start_from, write_atomically, write_json
 from .errors import UserError
 from .evaluation import evaluate, predict
 from .pictures import panel
-from .tables import result_tables
+from .tables import percent, result_tables
 
 READ_EVERY = 10
 """Steps between two readings of the losses: each reading waits for the device."""
@@ -94,8 +95,7 @@ class Run:
 
     def _open_directory(self) -> Path:
         args = self.args
-        name = f"{args.script}-{args.model}-{args.backbone}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = args.run_dir or Path("runs", name)
+        directory = args.run_dir or default_directory(args)
         started = (directory / "config.json").exists()
         if args.resume and started:
             self._compare_config(directory / "config.json")
@@ -218,8 +218,14 @@ class Run:
                 if (position + 1) % READ_EVERY == 0 or position + 1 == count:
                     losses = self._read_losses()
                     rate = seen / (time.perf_counter() - start)
-                    bar.set_postfix({**{k: f"{v:.3f}" for k, v in losses.items()}, "images/s": f"{rate:.1f}"})
+                    shown = {k: f"{v:.3f}" for k, v in losses.items()}
+                    bar.set_postfix(shown | {"rate": f"{self._rate():.1e}", "images/s": f"{rate:.1f}"})
                     self.board.add_scalar("speed/images_per_second", rate, self.step)
+                    self.board.add_scalar("train/rate", self._rate(), self.step)
+
+    def _rate(self) -> float:
+        """The segmenter's present learning rate."""
+        return self._kept["optimizer"].param_groups[0]["lr"]
 
     def log(self, **values: Tensor | float) -> None:
         """Notes scalars of this step; tensors are not read before the next reading."""
@@ -255,6 +261,7 @@ class Run:
         entry: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
+            "rate": self._rate(),
             "train": {name: sum(values) / len(values) for name, values in self._epoch_losses.items()},
         }
         for name, data in sets.items():
@@ -271,7 +278,11 @@ class Run:
         if target["miou"] is not None and (self.best is None or target["miou"] > self.best["target"]["miou"]):
             self.best = entry
         shown = ", ".join(f"{k} {v:.3f}" for k, v in entry["train"].items())
-        figures = ", ".join(f"{n} mIoU {100 * (entry[n]['miou'] or 0):.1f}" for n in sets if n in entry)
+        figures = ", ".join(
+            f"{name} mIoU {percent(entry[name]['miou'])} entropy {entry[name]['entropy']:.3f}"
+            for name in sets
+            if name in entry
+        )
         print(f"epoch {self.epoch}, step {self.step}/{self.total_steps}: {shown}; {figures}", flush=True)
         self._save()
 
@@ -282,6 +293,13 @@ class Run:
             prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
             shown = panel(image, [("label", label), ("prediction", prediction)])
             self.board.add_image(f"target/{index}", shown, self.step, dataformats="HWC")
+
+    def show(self, tag: str, images: list[Tensor]) -> None:
+        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; once an epoch, at its first step."""
+        if self.step % self.steps_per_epoch == 0:
+            size = images[0].shape[-2:]
+            row = torch.cat([resize(image.detach().float().cpu()[None], size)[0].clamp(0, 1) for image in images], -1)
+            self.board.add_image(tag, row, self.step)
 
     def finish(self) -> None:
         """Writes result.json and prints the table row: the last checkpoint, and apart from it the oracle."""
@@ -305,6 +323,12 @@ class Run:
             rows.append(("source, held out", last["source"]))
         print(f"\n{self.directory}: the headline is the last checkpoint\n")
         print(result_tables(rows))
+
+
+def default_directory(args: argparse.Namespace) -> Path:
+    """Where a run goes that was given no --run-dir."""
+    name = f"{args.script}-{args.model}-{args.backbone}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs", name)
 
 
 def seed_everything(seed: int, step: int) -> None:

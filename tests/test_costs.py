@@ -1,0 +1,65 @@
+"""measure_flops.py and benchmarks/adaptation.py: what they print is what was counted or run."""
+
+import json
+
+import pytest
+from conftest import one_line_error
+
+from benchmarks.adaptation import CELLS
+
+
+def test_measure_flops_counts_and_times(script, tmp_path):
+    figures, text = tmp_path / "cost.json", tmp_path / "cost.md"
+    flags = ("--only", "discriminator", "--size", "256x128", "--runs", 3, "--device", "cpu")
+    done = script("measure_flops", *flags, "--json", figures, "--markdown", text)
+    assert done.status == 0, done.err
+    costs = json.loads(figures.read_text())["networks"]
+    assert costs["discriminator standard"]["conv_macs"] == 15_439_233_024 // 16
+    assert costs["discriminator depthwise"]["parameters_inference"] == 189_424
+    assert costs["discriminator standard"]["not_counted_by_fvcore"] == {"aten::leaky_relu_": 4}
+    for cost in costs.values():
+        for timing in cost["timing"].values():
+            assert 0 < timing["latency_median_ms"] <= timing["latency_p95_ms"]
+            assert timing["images_per_second"] == pytest.approx(1e3 / timing["latency_median_ms"])
+    assert text.read_text() == done.out
+    assert "leaky_relu_" in done.out
+    assert "assignment sheet" in done.out
+    assert "nothing is overwritten" in one_line_error(script("measure_flops", *flags, "--json", figures))
+    assert "no network is called so" in one_line_error(script("measure_flops", "--only", "unet"))
+
+
+def test_auxiliary_heads_exist_in_training_only(script):
+    done = script("measure_flops", "--only", "bisenet resnet18", "--size", "64x64", "--no-latency")
+    (row,) = [line for line in done.out.splitlines() if line.startswith("| bisenet resnet18") and "12,0" in line]
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["12,068,672", "12,054,042"]
+
+
+def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game, city, tmp_path):
+    def command(*more):
+        return ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, "--size", "48x32", "--batch-size", 2,
+                "--steps", 2, "--workers", 0, "--device", "cpu", "--out", tmp_path / "out", *more)  # fmt: skip
+
+    rows = ("--only", "source only", "source only + AdaBN", "upper bound")
+    done = script(*command("--seeds", 0, 1, *rows, "--json", tmp_path / "all.json"))
+    assert done.status == 0, done.err
+    table = {
+        cells[0]: cells[1:]
+        for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in done.out.splitlines() if line[:1] == "|")
+    }
+    assert table["adversarial, standard"] == ["not run"] * 5
+    cells = {name: sorted(cells, key=lambda cell: cell["seed"])
+             for name, cells in json.loads((tmp_path / "all.json").read_text())["cells"].items()}  # fmt: skip
+    assert {name: len(found) for name, found in cells.items() if found} == {
+        "source only": 2, "source only + AdaBN": 2, "upper bound": 2,
+    }  # fmt: skip
+    gains = [
+        100 * (a["miou"] - b["miou"]) for a, b in zip(cells["source only + AdaBN"], cells["source only"], strict=True)
+    ]
+    mean = sum(gains) / 2
+    assert table["source only + AdaBN"][3].startswith(f"{mean:+.1f} ± {abs(gains[0] - gains[1]) / 2**0.5:.1f}")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    assert script(*command("--seeds", 0, 1, *rows)).status == 0  # everything is there: nothing runs again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    message = one_line_error(script(*command("--seeds", 0, "--no-run", "--steps", 3)))
+    assert "other settings" in message
+    assert set(CELLS) <= table.keys()
