@@ -28,6 +28,7 @@ from models import build_discriminator, build_segmenter
 from utils.arguments import Parser, default_device, device, positive, size
 from utils.checkpoint import write_atomically, write_json
 from utils.errors import UserError, run_script
+from utils.provenance import device_name
 from utils.tables import markdown
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -193,10 +194,6 @@ def resident(field: str) -> int:
     """KiB in this process's /proc status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field + ":")).split()[1])
-
-
-def device_name(where: torch.device) -> str:
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def tables(costs: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.arguments import Parser, cores, positive, size, whole  # noqa: E402
+from utils.arguments import Parser, cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.checkpoint import write_json  # noqa: E402
 from utils.errors import UserError, run_script  # noqa: E402
+from utils.provenance import commit, device_name  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 
@@ -64,14 +65,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=CELLS, metavar="ROW", help="run these rows, print all")
     parser.add_argument("--no-run", action="store_true", help="print the table of what is there")
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
-    parser.add_argument("--device", default=None, metavar="DEV", help="as the scripts'")
-    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all cells in one file, to keep")
-    return parser.parse_args()
+    parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), metavar="DIR", help="runs (%(default)s)")
+    parser.add_argument("--cells", type=Path, metavar="DIR", help="where the cells' figures are kept (--out)")
+    args = parser.parse_args()
+    args.cells = args.cells or args.out
+    return args
 
 
 def main() -> None:
     args = parse_args()
+    args.cells.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in () if args.no_run else CELLS:
             if (args.only is None or name in args.only) and not cell_file(args, name, seed).exists():
@@ -80,8 +84,6 @@ def main() -> None:
     width, height = args.size
     print(f"\n{width}x{height}, batch {args.batch_size}, {args.steps} steps, seeds {args.seeds}, last checkpoint\n")
     print(table(cells))
-    if args.json is not None:
-        write_json(args.json, {"command": command_line(), "cells": {n: [c for c in v if c] for n, v in cells.items()}})
 
 
 def cell_name(name: str, seed: int) -> str:
@@ -89,7 +91,7 @@ def cell_name(name: str, seed: int) -> str:
 
 
 def cell_file(args: argparse.Namespace, name: str, seed: int) -> Path:
-    return args.out / f"{cell_name(name, seed)}.json"
+    return args.cells / f"{cell_name(name, seed)}.json"
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,11 +103,13 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
     """Trains or evaluates one cell and keeps its figures. Raises `UserError` when the script fails."""
     cell = CELLS[name]
     side = "x".join(str(s) for s in args.size)
-    machine = ["--workers", str(args.workers), *(["--device", args.device] if args.device else [])]
+    machine = ["--workers", str(args.workers), "--device", str(args.device)]
     if cell.evaluates is not None:
         if not cell_file(args, cell.evaluates, seed).exists():
             run_cell(args, cell.evaluates, seed)
         checkpoint = args.out / cell_name(cell.evaluates, seed) / "checkpoint_last.pt"
+        if not checkpoint.exists():
+            raise UserError(f"{checkpoint}: missing; the row {name} evaluates it. Is --out where its run was made?")
         found = args.out / f".{cell_name(name, seed)}.json"
         call([cell.script, str(checkpoint), *cell.flags, "--json", str(found), *machine])
         figures = json.loads(found.read_text())["evaluations"][0]
@@ -121,7 +125,8 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
               *cell.flags, *machine])  # fmt: skip
         figures = json.loads((run / "result.json").read_text())
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
-    write_json(cell_file(args, name, seed), settings(args) | {"row": name, "seed": seed} | kept)
+    made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
+    write_json(cell_file(args, name, seed), settings(args) | made | kept)
 
 
 def call(arguments: list[str]) -> None:
@@ -175,10 +180,6 @@ def spread(values: list[float], sign: str = "") -> str:
         return "not run"
     mean = f"{statistics.mean(values):{sign}.1f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def command_line() -> str:
-    return " ".join(["python", "benchmarks/adaptation.py", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

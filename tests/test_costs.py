@@ -40,26 +40,30 @@ def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game,
                 "--steps", 2, "--workers", 0, "--device", "cpu", "--out", tmp_path / "out", *more)  # fmt: skip
 
     rows = ("--only", "source only", "source only + AdaBN", "upper bound")
-    done = script(*command("--seeds", 0, 1, *rows, "--json", tmp_path / "all.json"))
+    done = script(*command("--seeds", 0, 1, *rows, "--cells", tmp_path / "cells"))
     assert done.status == 0, done.err
     table = {
         cells[0]: cells[1:]
         for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in done.out.splitlines() if line[:1] == "|")
     }
     assert table["adversarial, standard"] == ["not run"] * 5
-    cells = {name: sorted(cells, key=lambda cell: cell["seed"])
-             for name, cells in json.loads((tmp_path / "all.json").read_text())["cells"].items()}  # fmt: skip
-    assert {name: len(found) for name, found in cells.items() if found} == {
-        "source only": 2, "source only + AdaBN": 2, "upper bound": 2,
+    cells: dict[str, list] = {}
+    for path in sorted((tmp_path / "cells").iterdir()):
+        cell = json.loads(path.read_text())
+        cells.setdefault(cell["row"], []).append(cell)
+    assert {name: [cell["seed"] for cell in found] for name, found in cells.items()} == {
+        "source only": [0, 1], "source only + AdaBN": [0, 1], "upper bound": [0, 1],
     }  # fmt: skip
     gains = [
         100 * (a["miou"] - b["miou"]) for a, b in zip(cells["source only + AdaBN"], cells["source only"], strict=True)
     ]
     mean = sum(gains) / 2
     assert table["source only + AdaBN"][3].startswith(f"{mean:+.1f} ± {abs(gains[0] - gains[1]) / 2**0.5:.1f}")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
-    assert script(*command("--seeds", 0, 1, *rows)).status == 0  # everything is there: nothing runs again
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
-    message = one_line_error(script(*command("--seeds", 0, "--no-run", "--steps", 3)))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert (
+        script(*command("--seeds", 0, 1, *rows, "--cells", tmp_path / "cells")).status == 0
+    )  # everything is there: nothing runs again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    message = one_line_error(script(*command("--seeds", 0, "--no-run", "--steps", 3, "--cells", tmp_path / "cells")))
     assert "other settings" in message
     assert set(CELLS) <= table.keys()

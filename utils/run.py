@@ -15,12 +15,9 @@ one computes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,9 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -46,6 +41,7 @@ from .checkpoint import load_checkpoint, save_checkpoint, start_from, write_atom
 from .errors import UserError
 from .evaluation import evaluate, predict
 from .pictures import panel
+from .provenance import commit, device_name, fingerprint, versions
 from .tables import percent, result_tables
 
 READ_EVERY = 10
@@ -78,10 +74,10 @@ class Run:
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,
-            "data": {data.name: _fingerprint(data) for data in (epoch_of, *others)},
-            "versions": _versions(),
-            "commit": _commit(),
-            "device": _device_name(self.device),
+            "data": {data.name: fingerprint(data) for data in (epoch_of, *others)},
+            "versions": versions(),
+            "commit": commit(),
+            "device": device_name(self.device),
         }
         self.directory = self._open_directory()
         seed_everything(args.seed, 0)
@@ -350,43 +346,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-
-
-def _fingerprint(data: SegmentationSet) -> dict[str, Any]:
-    names = "\n".join(sample.name for sample in data.samples)
-    return {"pictures": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of this code, with `+` where the tree differs from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed else "")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,59 @@
+"""Where a figure comes from: code, versions, device, data."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from datasets import SegmentationSet
+
+
+def fingerprint(data: SegmentationSet) -> dict[str, Any]:
+    """How many pictures a set has, and a hash of their names: what a resumed run compares."""
+    names = "\n".join(sample.name for sample in data.samples)
+    return {"pictures": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that touches a figure."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The commit of this code, with `+` where the tree differs from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found + ("+" if changed else "")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.getdevice_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
