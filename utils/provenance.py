@@ -55,5 +55,5 @@ def commit() -> str | None:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's architecture with the number of threads."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
