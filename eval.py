@@ -23,13 +23,13 @@ from tqdm import tqdm
 from datasets import SegmentationSet, cityscapes, gta5
 from datasets.check import check
 from datasets.files import picture_size, read_image
-from datasets.geometry import Geometry, resize_image
+from datasets.geometry import Geometry, resize_image, resize_label
 from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
 from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
 from utils.adabn import adapt_batch_norm
-from utils.arguments import Parser, add_machine_flags, positive
+from utils.arguments import add_machine_flags, positive
 from utils.checkpoint import build_from_checkpoint, load_checkpoint, write_json
-from utils.errors import UserError, run_script
+from utils.errors import Parser, UserError, run_script
 from utils.evaluation import evaluate, predict
 from utils.pictures import panel
 from utils.tables import result_tables
@@ -72,11 +72,17 @@ def main() -> None:
         _require_empty(folder)
     _require_own_json(args.json)
 
-    named, records, side_by_side = [], [], {}
+    named, records, side_by_side, first = [], [], {}, None
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
         model = build_from_checkpoint(checkpoint, path).to(args.device)
         data = _data(args, checkpoint["config"]["arguments"], path)
+        first = first or data
+        if [sample.image for sample in data.samples] != [sample.image for sample in first.samples]:
+            raise UserError(
+                f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
+                "different pictures do not compare; name the data with --cityscapes or --gta5, and --limit"
+            )
         if args.adapt_bn:
             used = _adapt(model, args, checkpoint["config"]["arguments"], path)
             name += " + AdaBN"
@@ -106,9 +112,8 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path, run in zip(paths, runs, strict=True):
         name = run if runs.count(run) == 1 else f"{run} {path.stem}"
-        if name in named:
-            name = str(path)
-        named[name] = path
+        same = sum(other == name or other.startswith(f"{name} (") for other in named)
+        named[name if same == 0 else f"{name} ({same + 1})"] = path
     return named
 
 
@@ -140,13 +145,13 @@ def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path
     """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
     root, size, batch = args.cityscapes or run["cityscapes"], tuple(run["size"]), run["batch_size"]
     data = cityscapes(root, "train", size, labelled=False, limit=args.limit or run["limit"])
-    whole = max(len(data) // batch * batch, 2)  # what does not fill a batch would count as much as one that does
+    if len(data) < 2:
+        raise UserError(f"{path}: --adapt-bn needs at least two pictures in the target's train set")
+    batch = min(batch, len(data))
+    whole = len(data) // batch * batch  # what does not fill a batch would count as much as one that does
     stream = TrainingStream(data, Geometry(size), seed=0, stream=0, draws=whole)
-    try:
-        loader = training_loader(stream, min(batch, whole), first=0, workers=args.workers, pin=False)
-        return adapt_batch_norm(model, batches(loader), args.device)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    loader = training_loader(stream, batch, first=0, workers=args.workers, pin=False)
+    return adapt_batch_norm(model, batches(loader), args.device)
 
 
 def _saver(
@@ -166,7 +171,8 @@ def _saver(
             _write_png(args.save_ids / (name if several else "") / f"{sample.name}_pred_labelIds.png",
                        to_cityscapes_ids(prediction.numpy()))  # fmt: skip
         if args.save_side_by_side is not None:
-            side_by_side.setdefault(number, []).append((name, prediction))
+            small = resize_label(prediction, panel_size(width, height))  # not the whole: a set of them must fit
+            side_by_side.setdefault(number, []).append((name, small))
 
     wanted = (args.save_predictions, args.save_ids, args.save_side_by_side)
     return save if any(folder is not None for folder in wanted) else None
@@ -176,10 +182,15 @@ def _write_side_by_side(folder: Path, data: SegmentationSet, predictions: dict[i
     for number, columns in predictions.items():
         sample, label = data.samples[number], data.label(number)
         image = read_image(sample.image)
-        height, width = image.shape[-2:]
-        shown = min(width, PANEL_WIDTH)
+        size = panel_size(*image.shape[:0:-1])
         titled = ([] if label is None else [("ground truth", label)]) + columns
-        _write_png(folder / f"{sample.name}.png", panel(resize_image(image, (shown, height * shown // width)), titled))
+        _write_png(folder / f"{sample.name}.png", panel(resize_image(image, size), titled))
+
+
+def panel_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which a picture of that size is shown in a panel."""
+    shown = min(width, PANEL_WIDTH)
+    return shown, max(1, height * shown // width)
 
 
 def _write_png(path: Path, pixels: Any) -> None:
@@ -197,6 +208,8 @@ def _require_empty(folder: Path | None) -> None:
 
 def _require_own_json(path: Path | None) -> None:
     """Figures of an earlier evaluation may be replaced, anything else may not."""
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--json {path}: the folder {path.parent} does not exist")
     if path is None or not path.exists():
         return
     try:

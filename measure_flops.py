@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from models import build_discriminator, build_segmenter
-from utils.arguments import Parser, default_device, device, positive, size
+from utils.arguments import default_device, device, positive, size
 from utils.checkpoint import write_atomically, write_json
-from utils.errors import UserError, run_script
+from utils.errors import Parser, UserError, run_script
 from utils.provenance import device_name
 from utils.tables import markdown
 

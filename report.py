@@ -11,8 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from utils.arguments import Parser
-from utils.errors import UserError, run_script
+from utils.errors import Parser, UserError, run_script
 from utils.tables import markdown
 
 HEADER = ("experiment", "runs", "accuracy (%)", "mIoU (%)", "classes", "oracle best mIoU (%)", "source mIoU (%)")

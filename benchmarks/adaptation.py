@@ -21,9 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.arguments import Parser, cores, default_device, device, positive, size, whole  # noqa: E402
+from utils.arguments import cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.checkpoint import write_json  # noqa: E402
-from utils.errors import UserError, run_script  # noqa: E402
+from utils.errors import Parser, UserError, run_script  # noqa: E402
 from utils.provenance import commit, device_name  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 

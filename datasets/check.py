@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError, run_script
+from utils.errors import Parser, UserError, run_script
 
 from .cityscapes import cityscapes
 from .files import picture_size, raw_label, read_image, read_label
 from .gta5 import ENCODINGS, gta5
-from .labels import CLASS_NAMES, IGNORE, NUM_CLASSES
+from .labels import CLASS_NAMES, IGNORE, NUM_CLASSES, TRAIN_ID_TO_CITYSCAPES_ID
 from .segmentation import SegmentationSet
 
 SAMPLE = 12
 """Files opened per data set, spread evenly over it."""
 
 ASPECT_TOLERANCE = 0.02
+MIN_CLASS_ID = min(TRAIN_ID_TO_CITYSCAPES_ID.values())
 
 
 def check(data: SegmentationSet) -> str:
@@ -46,6 +47,12 @@ def check(data: SegmentationSet) -> str:
     if not data.labelled:
         return said + ", used without labels"
     first = data.samples[spread[0]].label
+    classes = int(np.count_nonzero(seen[:NUM_CLASSES]))
+    if classes == 0 and highest < MIN_CLASS_ID:
+        raise UserError(
+            f"{first} and {len(spread) - 1} more of {data.name}: not a single pixel of the 19 classes. Are these "
+            "the dummy labels of the official test split? Use the pictures without labels (eval.py --unlabelled)"
+        )
     if highest < NUM_CLASSES and _expects_ids_above_18(data):
         raise UserError(
             f"{first} and {len(spread) - 1} more of {data.name}: expected Cityscapes ids, but no value is over 18 "
@@ -56,7 +63,6 @@ def check(data: SegmentationSet) -> str:
                 else "Say --gta5-encoding trainIds if they are"
             )
         )
-    classes = int(np.count_nonzero(seen[:NUM_CLASSES]))
     if classes == 0:
         raise UserError(f"{data.name}: none of the {len(spread)} labels opened has a single pixel of the 19 classes")
     ignored = seen[IGNORE] / seen.sum()
@@ -84,7 +90,7 @@ def _list(sizes: set[tuple[int, int]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gta5", type=Path, metavar="DIR", help="root of GTA5")
     parser.add_argument("--gta5-encoding", choices=ENCODINGS, default="auto", help="what its labels hold (auto)")
     parser.add_argument("--gta5-mapping", type=Path, metavar="FILE", help="JSON with label2train")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-from .pairs import Sample, by_key, existing_root, folders_below, match, pictures_below, select
+from .pairs import Sample, by_key, existing_root, folder_of, limited, listed, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--cityscapes"
@@ -35,7 +35,8 @@ def cityscapes(
     Raises `UserError`: missing root, empty split, pictures without label or labels without picture.
     """
     root = existing_root(Path(root), FLAG)
-    images = _split_folder(root, ("leftImg8bit", "images"), split)
+    name = f"Cityscapes {split}"
+    images = folder_of(root, "leftImg8bit", split) or folder_of(root, "images", split)
     if images is None:
         raise UserError(
             f"{FLAG} {root}: found neither leftImg8bit/{split} nor images/{split} there or up to three folders below"
@@ -45,24 +46,14 @@ def cityscapes(
         raise UserError(f"{images}: the {split} split is empty; expected *_leftImg8bit.png or .jpg")
     encoding = "ids"
     if labelled:
-        folder = _split_folder(root, ("gtFine",), split)
+        folder = folder_of(root, "gtFine", split)
         if folder is None:
             raise UserError(f"{FLAG} {root}: found the pictures in {images}, but no gtFine/{split} with their labels")
         encoding, labels = _labels(folder)
-        samples = match(pictures, labels, f"Cityscapes {split}")
+        samples = match(pictures, labels, list_file, name)
     else:
-        samples = [Sample(name, image, None) for name, image in pictures.items()]
-    samples = select(samples, list_file, limit, f"Cityscapes {split}")
-    return SegmentationSet(f"Cityscapes {split}", samples, size, encoding)
-
-
-def _split_folder(root: Path, names: tuple[str, ...], split: str) -> Path | None:
-    """The nearest folder NAME/split at or below the root (the root may be NAME itself, or its parent's parent)."""
-    for folder in folders_below(root):
-        for name in names:
-            if (folder / name / split).is_dir():
-                return folder / name / split
-    return None
+        samples = [Sample(key, image, None) for key, image in listed(pictures, list_file, name).items()]
+    return SegmentationSet(name, limited(samples, limit), size, encoding)
 
 
 def _labels(folder: Path) -> tuple[str, dict[str, Path]]:

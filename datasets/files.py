@@ -72,6 +72,7 @@ def read_label(path: Path, encoding: str, mapping: dict[int, int] | None = None)
     cannot hold.
     """
     values, held = raw_label(path, encoding)
+    table = labels.id_table(mapping)
     if held == "trainIds":
         legal = (*range(labels.NUM_CLASSES), labels.IGNORE)
         _refuse_foreign(path, values, legal, "train ids (0 to 18, 255)", "a labelIds file under another name?")
@@ -83,11 +84,11 @@ def read_label(path: Path, encoding: str, mapping: dict[int, int] | None = None)
                 f"{path}: {unknown:.0%} of the pixels have colours that are in no Cityscapes or GTA5 palette; "
                 "expected the palette of the 19 classes (is this a picture, or another data set's label?)"
             )
-        values = np.where(values == labels.UNKNOWN_COLOUR, 0, values)
+        table[labels.UNKNOWN_COLOUR] = labels.IGNORE
     elif mapping is None:
         legal = (*range(35), labels.IGNORE)
         _refuse_foreign(path, values, legal, "Cityscapes ids (0 to 34)", "another data set's label?")
-    return torch.from_numpy(labels.id_table(mapping)[values])
+    return torch.from_numpy(table[values])
 
 
 def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
@@ -96,6 +97,8 @@ def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
     Colours come as Cityscapes ids, `labels.UNKNOWN_COLOUR` where the colour is unknown.
     """
     image = _open(path)
+    if image.format != "PNG":
+        raise UserError(f"{path}: a label as {image.format}? Its compression invents values; labels must be PNG")
     if encoding == "auto":
         encoding = "colours" if image.mode in ("RGB", "RGBA") else "ids"
     if encoding == "colours":
@@ -106,9 +109,24 @@ def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
             "is this a colour rendering of the label?"
         )
     values = np.array(image)
+    if image.mode == "P" and encoding == "ids":
+        _refuse_foreign_palette(path, image, np.unique(values))
     if values.size and (values.min() < 0 or values.max() > 255):
         raise UserError(f"{path}: expected {encoding} from 0 to 255, found {values.min()} to {values.max()}")
     return values.astype(np.uint8), encoding
+
+
+def _refuse_foreign_palette(path: Path, image: Image.Image, used: np.ndarray) -> None:
+    """An image tool that saves colour labels as indexed PNG makes a palette of its own: the index is no id then."""
+    palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    for index in used[used < min(len(palette), 35)].tolist():
+        known = int(labels.colour_ids(palette[None, index : index + 1])[0, 0])
+        same = (palette[index] == labels.CITYSCAPES_PALETTE[index]).all()
+        if known != labels.UNKNOWN_COLOUR and not same:
+            raise UserError(
+                f"{path}: expected a palette PNG whose index is the Cityscapes id, but index {index} has the colour of "
+                f"id {known}; the colours were re-indexed by an image tool. Convert the labels back to RGB"
+            )
 
 
 def _refuse_foreign(path: Path, values: np.ndarray, legal: tuple[int, ...], expected: str, cause: str) -> None:

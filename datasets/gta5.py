@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 from . import labels
-from .pairs import Sample, by_key, existing_root, folders_below, match, pictures_below, select
+from .pairs import Sample, by_key, existing_root, folders_below, is_folder, limited, listed, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--gta5"
@@ -34,17 +34,19 @@ def gta5(
     Raises `UserError`: missing root, no frames, pictures without label or labels without picture, a bad mapping.
     """
     root = existing_root(Path(root), FLAG)
-    home = next((f for f in folders_below(root) if (f / "images").is_dir() and (f / "labels").is_dir()), None)
+    needed = ("images", "labels") if labelled else ("images",)
+    home = next((f for f in folders_below(root) if all(is_folder(f / name) for name in needed)), None)
     if home is None:
-        raise UserError(f"{FLAG} {root}: found no images/ beside labels/ there or up to three folders below")
+        beside = " beside labels/" if labelled else ""
+        raise UserError(f"{FLAG} {root}: found no images/{beside} there or up to three folders below")
     pictures = by_key(pictures_below(home / "images"), lambda file: file.stem)
     if not pictures:
         raise UserError(f"{home / 'images'}: empty; expected 00001.png, 00002.png, ...")
     if labelled:
-        samples = match(pictures, by_key(pictures_below(home / "labels"), lambda file: file.stem), "GTA5")
+        samples = match(pictures, by_key(pictures_below(home / "labels"), lambda file: file.stem), list_file, "GTA5")
     else:
-        samples = [Sample(name, image, None) for name, image in pictures.items()]
-    samples = select(samples, list_file, limit, "GTA5")
+        samples = [Sample(name, image, None) for name, image in listed(pictures, list_file, "GTA5").items()]
+    samples = limited(samples, limit)
     mapping_file = mapping_file or _mapping_beside(home, root)
     mapping = None if mapping_file is None else labels.load_mapping(mapping_file)
     return SegmentationSet("GTA5", samples, size, encoding, mapping, same_shape=False)

@@ -31,7 +31,7 @@ class Sample:
 
 
 def folders_below(root: Path, depth: int = SEARCH_DEPTH) -> Iterator[Path]:
-    """`root` and the folders below it, nearest first, by name; folders full of pictures are not walked further."""
+    """`root` and the folders below it down to `depth`, nearest first, by name."""
     level = [root]
     for _ in range(depth + 1):
         yield from level
@@ -41,9 +41,23 @@ def folders_below(root: Path, depth: int = SEARCH_DEPTH) -> Iterator[Path]:
 def _entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except PermissionError:
+            return [entry for entry in entries if is_folder(entry) and not entry.name.startswith((".", "__MACOSX"))]
+    except OSError:  # not ours to read, such as lost+found: the data are elsewhere
         return []
+
+
+def is_folder(entry: os.DirEntry | Path) -> bool:
+    """False also for what cannot be looked at, such as a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def folder_of(root: Path, *parts: str) -> Path | None:
+    """The nearest ROOT/.../parts at or below the root, None where there is none."""
+    found = (folder.joinpath(*parts) for folder in folders_below(root))
+    return next((folder for folder in found if is_folder(folder)), None)
 
 
 def existing_root(root: Path, flag: str) -> Path:
@@ -54,9 +68,16 @@ def existing_root(root: Path, flag: str) -> Path:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Every picture in the folder and below it, by name; hidden files (macOS leaves `._*.png`) are no pictures."""
+    """Every picture in the folder and below it, by name; hidden files (macOS leaves `._*.png`) are no pictures.
+
+    Raises `UserError` for a folder that cannot be read: half a data set is not a data set.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"{error.filename}: this folder of the data cannot be read ({error.strerror})")
+
     found = []
-    for directory, _, names in os.walk(folder, followlinks=True):
+    for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):
         found += [
             Path(directory, name)
             for name in names
@@ -74,8 +95,12 @@ def by_key(files: list[Path], key: Callable[[Path], str]) -> dict[str, Path]:
     return keyed
 
 
-def match(images: dict[str, Path], labels: dict[str, Path], what: str) -> list[Sample]:
-    """Pairs by key, in the order of the names. Raises `UserError` that counts and names missing partners."""
+def match(images: dict[str, Path], labels: dict[str, Path], list_file: Path | None, what: str) -> list[Sample]:
+    """Pairs by key, in the order of the names, of what the list file leaves. Raises `UserError` that counts and names
+    missing partners."""
+    images = listed(images, list_file, what)
+    if list_file is not None:
+        labels = {name: file for name, file in labels.items() if name in images}
     lonely_images = sorted(images.keys() - labels.keys())
     lonely_labels = sorted(labels.keys() - images.keys())
     if lonely_images or lonely_labels:
@@ -92,33 +117,38 @@ def match(images: dict[str, Path], labels: dict[str, Path], what: str) -> list[S
     return [Sample(name, images[name], labels[name]) for name in sorted(images)]
 
 
-def select(samples: list[Sample], list_file: Path | None, limit: int | None, what: str) -> list[Sample]:
-    """The subset that a list file and `--limit` leave, in the order of the names.
+def listed(pictures: dict[str, Path], list_file: Path | None, what: str) -> dict[str, Path]:
+    """The pictures that a list file names, all of them without one.
 
-    The list file has one picture a line: its name, or its file name or path, with or without folders. The limit
-    draws without regard to the run's seed, so that every run with the same limit sees the same pictures. Raises
+    One picture a line: its name, or its file name or path, with any folders and suffix; # begins a comment. Raises
     `UserError` for a line that names no picture.
     """
-    if list_file is not None:
-        try:
-            lines = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"list file {list_file} cannot be read ({error})") from None
-        known = {key: sample for sample in samples for key in (sample.name, sample.image.name, sample.image.stem)}
-        chosen = {}
-        for number, line in enumerate(lines, start=1):
-            if line and not line.startswith("#"):
-                sample = known.get(line) or known.get(Path(line).name)
-                if sample is None:
-                    raise UserError(f"{list_file}, line {number}: {line} is no picture of {what}")
-                chosen[sample.name] = sample
-        samples = [sample for sample in samples if sample.name in chosen]
-    if limit is not None and limit < len(samples):
-        drawn = np.random.default_rng(0).permutation(len(samples))[:limit]
-        samples = [samples[index] for index in sorted(drawn)]
-    if not samples:
-        raise UserError(f"{what}: no picture is left after --limit and list files")
-    return samples
+    if list_file is None:
+        return pictures
+    try:
+        lines = [line.strip() for line in list_file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list file {list_file} cannot be read ({error})") from None
+    known = {key: name for name, file in pictures.items() for key in (file.stem, name)}
+    chosen = {}
+    for number, line in enumerate(lines, start=1):
+        if line and not line.startswith("#"):
+            name = known.get(line) or known.get(Path(line).name) or known.get(Path(line).stem)
+            if name is None:
+                raise UserError(f"{list_file}, line {number}: {line} is no picture of {what}")
+            chosen[name] = pictures[name]
+    if not chosen:
+        raise UserError(f"list file {list_file} names no picture of {what}")
+    return chosen
+
+
+def limited(samples: list[Sample], limit: int | None) -> list[Sample]:
+    """At most `limit` samples, in their order; drawn without regard to the run's seed, so that every run with the same
+    limit sees the same pictures."""
+    if limit is None or limit >= len(samples):
+        return samples
+    drawn = np.random.default_rng(0).permutation(len(samples))[:limit]
+    return [samples[index] for index in sorted(drawn)]
 
 
 def split_off(samples: list[Sample], share: float) -> tuple[list[Sample], list[Sample]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -9,11 +10,11 @@ from torch import nn
 from .bisenet import BiSeNet
 from .deeplabv2 import DeepLabV2
 from .discriminator import Discriminator
-from .weights import WeightsError
+from .weights import UNREADABLE, WeightsError
 
 SEGMENTERS: dict[str, type[nn.Module]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2}
 
-__all__ = ["SEGMENTERS", "WeightsError", "build_discriminator", "build_segmenter"]
+__all__ = ["SEGMENTERS", "UNREADABLE", "WeightsError", "build_discriminator", "build_segmenter"]
 
 
 def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Module:
@@ -26,10 +27,11 @@ def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Modu
     if name not in SEGMENTERS:
         raise ValueError(f"network {name!r}: expected one of {', '.join(SEGMENTERS)}")
     module = SEGMENTERS[name](num_classes=num_classes, **options)
-    starting = ("weights", "allow_partial_weights")
-    module.options = {"name": name, "num_classes": num_classes} | {
-        key: value for key, value in options.items() if key not in starting
+    defaults = {key: p.default for key, p in inspect.signature(SEGMENTERS[name]).parameters.items()}
+    kept = {
+        key: value for key, value in (defaults | options).items() if key not in ("weights", "allow_partial_weights")
     }
+    module.options = {"name": name} | kept | {"num_classes": num_classes}
     return module
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
+
+UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError),
+    *(struct.error, OverflowError, MemoryError),
+)
+"""What `torch.load` is known to raise for a file that is damaged or something else."""
 
 
 class WeightsError(ValueError):
@@ -49,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"weights file {path} does not exist (expected imagenet, none or a state dict's path)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError):
+    except UNREADABLE:
         raise WeightsError(f"{path} is not a state dict that torch can read safely (weights_only)") from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(

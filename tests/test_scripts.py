@@ -9,8 +9,11 @@ from conftest import ids, one_line_error, write_cityscapes, write_gta5
 from PIL import Image
 
 import models
+from datasets import cityscapes
 from datasets.labels import CITYSCAPES_PALETTE, CLASS_NAMES
 from utils.adabn import adapt_batch_norm
+from utils.appearance import Appearance
+from utils.arguments import parse, training_parser
 from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from utils.run import Run
 
@@ -74,7 +77,9 @@ def test_source_only_evaluates_the_target_and_what_it_held_out(script, game, cit
     assert result["source"]["pictures"] == 2
     assert result["pictures"] == 2
     figures = tmp_path / "eval.json"
-    again = script("eval", run_dir / "checkpoint_last.pt", "--gta5", game, "--json", figures, "--workers", 0)
+    again = script(
+        "eval", run_dir / "checkpoint_last.pt", "--gta5", game, "--json", figures, "--workers", 0, "--device", "cpu"
+    )
     assert again.status == 0, again.err
     (measured,) = json.loads(figures.read_text())["evaluations"]
     assert measured["iou"] == result["source"]["iou"]
@@ -134,6 +139,8 @@ def test_resume_refuses_another_experiment_and_a_new_run_never_overwrites(script
     assert script(*upper(city, run_dir)).status == 0
     before = (run_dir / "checkpoint_last.pt").read_bytes()
     assert "holds a run already" in one_line_error(script(*upper(city, run_dir)))
+    stripped = write_cityscapes(tmp_path / "train ids", encoding="labelTrainIds")
+    assert "holds other pictures" in one_line_error(script(*upper(stripped, run_dir, "--resume")))
     message = one_line_error(script(*upper(city, run_dir, "--resume", "--seed", 7, "--lr", 0.5)))
     assert "--lr was 0.01, is 0.5" in message
     assert "--seed was 0, is 7" in message
@@ -166,6 +173,83 @@ def test_a_loss_that_is_not_finite_stops_the_run(script, city, tmp_path, monkeyp
     monkeypatch.setattr("train_cityscapes.segmentation_loss", lambda outputs, *a: outputs[0].sum() * float("nan"))
     message = one_line_error(script(*upper(city, tmp_path / "run")))
     assert "loss is nan at step 1" in message
+
+
+def test_max_steps_alone_decides_and_with_epochs_the_earlier(city, monkeypatch):
+    def total(*flags):
+        monkeypatch.setattr("sys.argv", ["train_cityscapes.py", "--cityscapes", str(city), "--batch-size", "2", *flags])
+        return Run(parse(training_parser("", source=False)), cityscapes(city, "train")).total_steps
+
+    assert total() == 50 * 2
+    assert total("--max-steps", "500") == 500
+    assert total("--max-steps", "500", "--epochs", "3") == 6
+    assert total("--max-steps", "5", "--epochs", "3") == 5
+
+
+def test_defaults_are_the_papers_and_the_reports(city, monkeypatch):
+    def parsed(*flags):
+        monkeypatch.setattr("sys.argv", ["train_cityscapes.py", "--cityscapes", str(city), *flags])
+        args = parse(training_parser("", source=False))
+        return args.batch_size, args.lr, args.weight_decay, args.flip, args.scales, args.aux_weight, args.backbone
+
+    scales = (0.75, 1.0, 1.5, 1.75, 2.0)
+    assert parsed() == (16, 2.5e-2, 1e-4, 0.5, scales, 1.0, "resnet18")
+    assert parsed("--settings", "report") == (4, 2.5e-4, 1e-4, 0.0, (1.0,), 1.0, "resnet18")
+    assert parsed("--model", "deeplabv2") == (4, 2.5e-4, 5e-4, 0.5, scales, 0.1, "resnet101")
+    assert parsed("--model", "deeplabv2", "--settings", "report")[:3] == (4, 1e-4, 5e-4)
+    flags = ("--batch-size", "2", "--lr", "1", "--weight-decay", "0", "--flip", "0.15", "--scales", "1,2",
+             "--aux-weight", "0.4", "--backbone", "resnet101")  # fmt: skip
+    assert parsed("--settings", "report", *flags) == (2, 1.0, 0.0, 0.15, (1.0, 2.0), 0.4, "resnet101")
+
+
+def test_jitter_and_blur_have_the_reports_constants_and_differ_between_pictures():
+    jitter, blur = Appearance(jitter=True, blur=True).transforms
+    assert (jitter.brightness, jitter.contrast, jitter.saturation) == ((0.5, 1.5),) * 3
+    assert jitter.hue == (-0.05, 0.05)
+    assert (tuple(blur.kernel_size), tuple(blur.sigma)) == ((3, 3), (0.2, 0.8))
+    pictures = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8).expand(3, -1, -1, -1)
+    assert torch.equal(Appearance()(pictures), pictures.float() / 255)
+    torch.manual_seed(0)
+    looks = Appearance(jitter=True)(pictures)
+    assert 0 <= float(looks.min()) <= float(looks.max()) <= 1
+    assert not torch.equal(looks[0], looks[1])
+
+
+def test_demo_writes_its_scenes_and_runs(script, tmp_path, monkeypatch):
+    small = {"size": (64, 32), "source": 10, "target": 6, "val": 4}
+    monkeypatch.setattr("utils.arguments.DEMO_SCENES", small)
+    monkeypatch.setattr("utils.arguments.DEMO_ROOT", tmp_path / "scenes")
+    flags = ("--demo", "--size", "64x32", "--source-size", "64x32", "--max-steps", 2, "--device", "cpu", "--workers", 0)
+    for name in ("train_cityscapes", "train_gta5"):
+        done = script(name, *flags, "--run-dir", tmp_path / name)
+        assert done.status == 0, done.err
+    assert json.loads((tmp_path / "train_gta5/result.json").read_text())["source"]["pictures"] == 2
+    monkeypatch.setattr("utils.arguments.DEMO_ROOT", tmp_path / "train_gta5/config.json")
+    assert "--demo" in one_line_error(script("train_cityscapes", *flags, "--run-dir", tmp_path / "never"))
+
+
+def test_deeplabv2_trains_through_the_same_flags(script, city, tmp_path):
+    more = ("--model", "deeplabv2", "--max-steps", 1, "--limit", 2, "--size", "33x33")
+    assert script(*upper(city, tmp_path / "run", *more)).status == 0
+    network = load_checkpoint(tmp_path / "run/checkpoint_last.pt")["network"]
+    assert network == {"name": "deeplabv2", "num_classes": 19, "backbone": "resnet101", "multi_level": False,
+                       "frozen_batch_norm": False}  # fmt: skip
+    assert script("eval", tmp_path / "run/checkpoint_last.pt", "--workers", 0, "--device", "cpu").status == 0
+    message = one_line_error(script(*upper(city, tmp_path / "no", "--model", "deeplabv2", "--backbone", "resnet18")))
+    assert "resnet101" in message
+
+
+def test_gta5_lists_mappings_and_limits_reach_the_script(script, game, city, tmp_path):
+    listed, mapping = tmp_path / "list.txt", tmp_path / "map.json"
+    listed.write_text("00001\n00002\n00003\n00005\n")
+    mapping.write_text(json.dumps({"label2train": [[i, 0] for i in range(35)]}))  # everything is road
+    flags = ("--gta5-list", listed, "--gta5-mapping", mapping, "--limit", 3, "--source-holdout", 0.34, "--max-steps", 1)
+    done = script(*source_only(game, city, tmp_path / "run", *flags))
+    assert done.status == 0, done.err
+    assert "GTA5: 3 pictures" in done.out
+    source = json.loads((tmp_path / "run/result.json").read_text())["source"]
+    assert source["pictures"] == 1
+    assert [name for name, value in source["iou"].items() if value is not None] == ["road"]
 
 
 def test_max_steps_ends_the_run_and_the_schedule(script, city, tmp_path):
@@ -227,6 +311,38 @@ def test_eval_predicts_without_labels(script, city, trained, tmp_path):
     assert "no gtFine/test" in one_line_error(script("eval", trained, *common))
 
 
+def test_eval_refuses_to_compare_networks_on_different_pictures(script, city, trained, tmp_path):
+    assert script(*upper(city, tmp_path / "other", "--max-steps", 1, "--limit", 1)).status == 0
+    both = ("eval", trained, tmp_path / "other/checkpoint_last.pt", "--workers", 0, "--device", "cpu")
+    assert "do not compare" in one_line_error(script(*both))
+    done = script(*both, "--limit", 2, "--save-predictions", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other"}
+
+
+def test_runs_of_one_name_are_told_apart(script, city, trained, tmp_path):
+    twin = tmp_path / "twin/run/checkpoint_last.pt"
+    twin.parent.mkdir(parents=True)
+    twin.write_bytes(trained.read_bytes())
+    done = script("eval", trained, twin, "--save-ids", tmp_path / "ids", "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    names = {path.name for path in (tmp_path / "ids").iterdir()}
+    assert names == {"run checkpoint_last", "run checkpoint_last (2)"}
+
+
+def test_a_target_without_labels_is_trained_for_and_evaluated_by_entropy(script, game, tmp_path):
+    bare = write_cityscapes(tmp_path / "bare", labels=False)
+    run_dir = tmp_path / "unlabelled"
+    assert "no gtFine/val" in one_line_error(script(*source_only(game, bare, run_dir)))
+    done = script(*source_only(game, bare, run_dir, "--unlabelled-val", "--source-holdout", 0.3))
+    assert done.status == 0, done.err
+    result = json.loads((run_dir / "result.json").read_text())
+    assert (result["miou"], result["accuracy"], result["oracle"]) == (None, None, None)
+    assert 0 <= result["entropy"] <= 1
+    assert result["source"]["miou"] is not None
+    assert not (run_dir / "checkpoint_best.pt").exists()
+
+
 def test_eval_compares_several_checkpoints(script, city, trained, tmp_path):
     best = trained.with_name("checkpoint_best.pt")
     done = script("eval", trained, best, "--save-side-by-side", tmp_path / "both", "--workers", 0, "--device", "cpu")
@@ -256,6 +372,10 @@ def test_adabn_changes_statistics_alone_and_equals_the_plain_average(script, cit
         file.unlink()  # AdaBN must not need the target's labels
     done = script("eval", trained, "--adapt-bn", "--workers", 0, "--device", "cpu")
     assert done.status == 0, done.err
+    assert "re-estimated on 4 pictures" in done.out
+    checkpoint["config"]["arguments"]["batch_size"] = 16  # larger than the set: one batch of all of it
+    save_checkpoint(trained, checkpoint)
+    assert "on 4 pictures" in script("eval", trained, "--adapt-bn", "--workers", 0, "--device", "cpu").out
     assert "+ AdaBN" in done.out
     with pytest.raises(ValueError, match="at least two"):
         adapt_batch_norm(model, [pictures[:1]], torch.device("cpu"))
@@ -298,11 +418,18 @@ def test_mistakes_in_data_are_one_line(script, city, game, tmp_path):
     assert not run.exists()
 
 
+def test_a_start_that_fails_leaves_no_directory(script, city, tmp_path):
+    for flags in (("--weights", "missing.pth"), ("--init", "missing.pt")):
+        one_line_error(script(*upper(city, tmp_path / "run", *flags)))
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [(("--size", "1024"), "WIDTHxHEIGHT"), (("--size", "0x512"), "32 to 8192"), (("--size", "99999x99999"), "32 to"),
      (("--size=-4x9",), "WIDTHxHEIGHT"), (("--batch-size", "0"), "at least 1"), (("--batch-size", "1"), "at least 2"),
      (("--lr", "fast"), "from 0 to 100"), (("--device", "cuda:99"), "CUDA device"), (("--device", "tpu9"), "cpu, cuda"),
+     (("--device", "meta"), "cpu, cuda"),
      (("--flip", "2"), "from 0 to 1"), (("--scales", "1,x"), "from 0.1 to 10"), (("--epochs", "-1"), "at least 1"),
      (("--weights", "missing.pth"), "does not exist"), (("--init", "missing.pt"), "no such file"),
      (("--frobnicate",), "unrecognized arguments"), (("--cityscapes-list", "none.txt"), "cannot be read")],
@@ -327,6 +454,7 @@ def test_mistakes_in_checkpoints_are_one_line(script, city, trained, tmp_path):
     assert "do not fit" in one_line_error(script("eval", bad))
     save_checkpoint(bad, checkpoint | {"network": checkpoint["network"] | {"name": "unet"}})
     assert "unet" in one_line_error(script("eval", bad))
+    assert "does not exist" in one_line_error(script("eval", trained, "--json", tmp_path / "no/where.json"))
     mine = tmp_path / "mine.json"
     mine.write_text("[1]")
     assert "name another file" in one_line_error(script("eval", trained, "--json", mine))

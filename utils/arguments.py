@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from datasets.geometry import Geometry
 from datasets.gta5 import ENCODINGS
 from models.bisenet import CHANNELS
 
-from .errors import UserError
+from .errors import Parser, UserError
 
 MOVED = {"flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
 STILL = {"flip": 0.0, "scales": (1.0,)}
@@ -45,7 +45,6 @@ DEMO = {
     "scales": (1.0,),
     "weights": "none",
     "max_steps": 400,
-    "epochs": 1000,
     "eval_every": 3,
     "source_holdout": 0.2,
 }
@@ -54,13 +53,6 @@ DEMO_SCENES = {"size": (256, 128), "source": 300, "target": 240, "val": 60}
 DEMO_ROOT = Path("data/street_scenes")
 
 MIN_SIDE, MAX_SIDE = 32, 8192
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, and status 2; the usage is there for the asking."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -113,8 +105,12 @@ def device(text: str) -> torch.device:
         found = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, found {text!r}") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if found.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, found {text!r}")
+    if found.type == "cuda":
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        torch.cuda.set_device(found)  # events, pinned memory and default streams go there too
     return found
 
 
@@ -170,6 +166,9 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
             help="share of the source kept out of training and evaluated beside the target (0)",
         )
     data.add_argument(
+        "--unlabelled-val", action="store_true", help="the target's val has no labels: only its entropy is logged"
+    )
+    data.add_argument(
         "--limit", type=positive, metavar="N", help="at most N pictures of every set read, always the same"
     )
     data.add_argument("--demo", action="store_true", help="built-in street scenes and small settings; minutes on a CPU")
@@ -191,8 +190,13 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         help="paper: BiSeNet's (batch 16, rate 2.5e-2, flip, random scale and crop; deeplabv2: 4, 2.5e-4); report: the "
         "student report's (batch 4, rate 2.5e-4, deeplabv2 1e-4; no augmentation). Flags given beside it win",
     )
-    training.add_argument("--epochs", type=positive, default=50, metavar="N", help="passes over the training set (50)")
-    training.add_argument("--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps")
+    training.add_argument(
+        "--epochs", type=positive, metavar="N", help="passes over the training set (50, or what --max-steps takes)"
+    )
+    training.add_argument(
+        "--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps; with --epochs, the "
+        "earlier of the two"
+    )  # fmt: skip
     training.add_argument("--batch-size", type=positive, metavar="N", help="(by --settings)")
     training.add_argument("--lr", type=number(0, 100), metavar="X", help="initial rate (by --settings)")
     training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help="(1e-4; deeplabv2: 5e-4)")
@@ -232,7 +236,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
     implied = SETTINGS[chosen.settings, chosen.model] | {"backbone": BACKBONES[chosen.model]}
-    implied |= DEMO if chosen.demo else {}
+    if chosen.demo:
+        implied |= DEMO if chosen.model == "bisenet" else {k: v for k, v in DEMO.items() if k != "lr"}
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem
@@ -242,7 +247,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
     source = "gta5_encoding" in known
     if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
-        game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
+        try:
+            game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--demo: the street scenes cannot be written below {DEMO_ROOT} ({error})") from None
         args.cityscapes = args.cityscapes or camera
         args.gta5 = args.gta5 or game
     for flag in ("cityscapes", "gta5") if source else ("cityscapes",):
@@ -266,7 +274,8 @@ def source_sets(args: argparse.Namespace) -> tuple[SegmentationSet, Segmentation
 
 
 def target_set(args: argparse.Namespace, split: str, labelled: bool = True) -> SegmentationSet:
-    """A split of the target, checked."""
+    """A split of the target, checked; val without labels where --unlabelled-val says so."""
+    labelled = labelled and not (split == "val" and args.unlabelled_val)
     list_file = args.cityscapes_list if split == "train" else None
     data = cityscapes(args.cityscapes, split, args.size, labelled, list_file, args.limit)
     print(check(data))
@@ -285,7 +294,8 @@ def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
     """
     if args.model == "deeplabv2":
         options["frozen_batch_norm"] = args.weights != "none"
-    replaced = args.init is not None or (args.resume and (args.run_dir / "checkpoint_last.pt").exists())
+    resumed = args.resume and (args.run_dir / "checkpoint_last.pt").exists()
+    replaced = args.init is not None or resumed
     try:
         model = models.build_segmenter(
             args.model,
@@ -297,7 +307,7 @@ def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
     except ValueError as error:  # WeightsError is one
         raise UserError(str(error)) from None
     trained = sum(parameter.numel() for parameter in model.parameters())
-    start = f"weights of {args.init or args.run_dir}" if replaced else model.weights_report
+    start = f"weights of {args.run_dir if resumed else args.init}" if replaced else model.weights_report
     print(f"{args.model}, {trained:,} parameters in training; {start}")
     return model.to(args.device)
 

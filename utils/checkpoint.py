@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,7 +37,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
@@ -57,7 +58,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError):
+    except models.UNREADABLE:
         raise UserError(f"{path}: no checkpoint of this project, or a damaged one (torch cannot read it)") from None
     if not isinstance(content, dict) or not {"format", "network", "weights", "config"} <= content.keys():
         raise UserError(f"{path}: no checkpoint of this project (it lacks the network's name and configuration)")

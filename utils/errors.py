@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
+
+import torch
 
 
 class UserError(Exception):
@@ -13,10 +17,22 @@ class UserError(Exception):
         return " ".join(super().__str__().split())
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake; the usage is there for the asking."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except torch.cuda.OutOfMemoryError:
+        message = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -13,13 +13,18 @@ import PIL
 import torch
 import torchvision
 
-from datasets import SegmentationSet
+from datasets import SegmentationSet, labels
 
 
 def fingerprint(data: SegmentationSet) -> dict[str, Any]:
-    """How many pictures a set has, and a hash of their names: what a resumed run compares."""
+    """What a resumed run compares: the number of pictures, and hashes of their names and of how labels are read."""
     names = "\n".join(sample.name for sample in data.samples)
-    return {"pictures": len(data), "names": hashlib.sha256(names.encode()).hexdigest()}
+    reading = repr((labels.VERSION, data.labelled, data.encoding, sorted((data.mapping or {}).items())))
+    return {"pictures": len(data), "names": _sha256(names), "labels": _sha256(reading)}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

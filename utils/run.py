@@ -44,6 +44,8 @@ from .pictures import panel
 from .provenance import commit, device_name, fingerprint, versions
 from .tables import percent, result_tables
 
+DEFAULT_EPOCHS = 50
+
 READ_EVERY = 10
 """Steps between two readings of the losses: each reading waits for the device."""
 
@@ -60,7 +62,8 @@ class Run:
     def __init__(self, args: argparse.Namespace, epoch_of: SegmentationSet, *others: SegmentationSet) -> None:
         self.args, self.device = args, args.device
         self.steps_per_epoch = max(1, len(epoch_of) // args.batch_size)
-        self.total_steps = min(args.epochs * self.steps_per_epoch, args.max_steps or sys.maxsize)
+        epochs = args.epochs or (sys.maxsize if args.max_steps else DEFAULT_EPOCHS)
+        self.total_steps = min(epochs * self.steps_per_epoch, args.max_steps or sys.maxsize)
         self.step, self.epoch = 0, 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -79,35 +82,37 @@ class Run:
             "commit": commit(),
             "device": device_name(self.device),
         }
-        self.directory = self._open_directory()
+        self.directory = args.run_dir or default_directory(args)
+        self._refuse_another_run()
         seed_everything(args.seed, 0)
         print(
             f"run {self.directory}: {self.total_steps} steps of {args.batch_size}; an epoch is {self.steps_per_epoch} "
             f"steps, one pass over the {len(epoch_of)} pictures of {epoch_of.name} (the rest opens the next pass)"
         )
-        self.board = SummaryWriter(self.directory / "tensorboard")
 
     # Directory, checkpoints, resumption
 
-    def _open_directory(self) -> Path:
-        args = self.args
-        directory = args.run_dir or default_directory(args)
-        started = (directory / "config.json").exists()
-        if args.resume and started:
+    def _refuse_another_run(self) -> None:
+        """A directory is new, or empty, or this very run's and to be resumed."""
+        directory, started = self.directory, (self.directory / "config.json").exists()
+        if self.args.resume and started:
             self._compare_config(directory / "config.json")
-            return directory
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise UserError(
                 f"--run-dir {directory} holds a run already; --resume goes on with it, another --run-dir starts anew"
                 if started
                 else f"--run-dir {directory} is not empty and holds no run; name another"
             )
+
+    def _open_directory(self) -> None:
+        """Once everything is built, so that a mistake in a flag leaves no directory behind."""
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--run-dir {directory}: cannot be made ({error.strerror})") from None
-        write_json(directory / "config.json", self.config)
-        return directory
+            raise UserError(f"--run-dir {self.directory}: cannot be made ({error.strerror})") from None
+        if not (self.directory / "config.json").exists():
+            write_json(self.directory / "config.json", self.config)
+        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self.step else None)
 
     def _compare_config(self, path: Path) -> None:
         try:
@@ -124,6 +129,9 @@ class Run:
         changed += [
             f"{name} holds other pictures" for name, value in self.config["data"].items() if data.get(name) != value
         ]
+        for what in ("commit", "versions"):
+            if before.get(what) != self.config[what]:
+                print(f"note: the run was started with another {what} ({before.get(what)})")
         if changed:
             raise UserError(f"--resume {path.parent}: the run was started otherwise: {'; '.join(changed)}")
 
@@ -144,10 +152,9 @@ class Run:
             self.history, self.best = checkpoint["history"], checkpoint["best"]
             self._write_history()
             print(f"goes on after step {self.step}, epoch {self.epoch}")
-            self.board.close()
-            self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1)
         elif self.args.init is not None:
             start_from(model, self.args.init)
+        self._open_directory()
 
     def _content(self) -> dict[str, Any]:
         model = self._kept["model"]
@@ -287,7 +294,7 @@ class Run:
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int).tolist():
             image, label = data[index]
             prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
-            shown = panel(image, [("label", label), ("prediction", prediction)])
+            shown = panel(image, ([] if label is None else [("label", label)]) + [("prediction", prediction)])
             self.board.add_image(f"target/{index}", shown, self.step, dataformats="HWC")
 
     def show(self, tag: str, images: list[Tensor]) -> None:
