@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
+from utils.checkpoint import load_checkpoint
 from utils.errors import run_script
+from utils.run import Run
 
 torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tests start
@@ -129,3 +131,60 @@ def one_line_error(done: Done) -> str:
     assert len(lines) == 1, done.err[-2000:]
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+SMALL = ("--size", "48x32", "--weights", "none", "--batch-size", 2, "--workers", 0, "--device", "cpu", "--lr", 0.01)
+SOURCE = ("--source-size", "48x32")
+
+
+def upper(city, run_dir, *more):
+    return ("train_cityscapes", "--cityscapes", city, *SMALL, "--epochs", 2, "--run-dir", run_dir, *more)
+
+
+def source_only(game, city, run_dir, *more):
+    return ("train_gta5", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--epochs", 2, "--run-dir", run_dir,
+            *more)  # fmt: skip
+
+
+@pytest.fixture
+def trained(script, city, tmp_path):
+    assert script(*upper(city, tmp_path / "run", "--max-steps", 2)).status == 0
+    return tmp_path / "run/checkpoint_last.pt"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, through dicts, lists and tensors."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def assert_resumes_exactly(script, monkeypatch, folder: Path, command: Callable[..., tuple]) -> dict[str, Any]:
+    """A run stopped after its first evaluation and resumed leaves what an uninterrupted one leaves, bit for bit.
+
+    command(run directory, *more flags) gives the script's name and arguments. Returns the straight run's checkpoint.
+    """
+    assert script(*command(folder / "straight")).status == 0
+    evaluate = Run.evaluate
+
+    def interrupted(self, *arguments, **sets):
+        evaluate(self, *arguments, **sets)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            script(*command(folder / "broken"))
+    assert not (folder / "broken/result.json").exists()
+    done = script(*command(folder / "broken", "--resume"))
+    assert done.status == 0, done.err
+    straight, broken = (load_checkpoint(folder / name / "checkpoint_last.pt") for name in ("straight", "broken"))
+    for part in ("weights", "training", "history", "step", "epoch"):
+        assert same(straight[part], broken[part]), part
+    lines = [(folder / name / "metrics.jsonl").read_text() for name in ("straight", "broken")]
+    assert lines[0] == lines[1]
+    return straight

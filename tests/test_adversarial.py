@@ -7,8 +7,7 @@ from argparse import Namespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import one_line_error
-from test_scripts import SMALL, SOURCE
+from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error
 from torch import nn
 
 from models import build_discriminator, build_segmenter
@@ -23,10 +22,8 @@ from utils.adversarial import (
     least_squares,
     vanilla,
 )
-from utils.checkpoint import load_checkpoint
 from utils.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
 from utils.losses import segmentation_loss
-from utils.run import Run
 
 
 def options(**changed):
@@ -225,37 +222,14 @@ def test_both_networks_optimizers_and_schedules_survive_an_interruption(script, 
     for label in (city / "gtFine/train").rglob("*.png"):
         label.write_bytes(b"")  # the target's train labels are never opened
     flags = ("--level", "multi", "--min-entropy", "--jitter")
-    assert script(*adversarial(game, city, tmp_path / "straight", *flags)).status == 0
-    evaluate = Run.evaluate
 
-    def interrupted(self, *arguments, **sets):
-        evaluate(self, *arguments, **sets)
-        raise KeyboardInterrupt
+    def command(run_dir, *more):
+        return adversarial(game, city, run_dir, *flags, *more)
 
-    monkeypatch.setattr(Run, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        script(*adversarial(game, city, tmp_path / "broken", *flags))
-    monkeypatch.setattr(Run, "evaluate", evaluate)
-    done = script(*adversarial(game, city, tmp_path / "broken", *flags, "--resume"))
-    assert done.status == 0, done.err
-    straight, broken = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("straight", "broken"))
+    straight = assert_resumes_exactly(script, monkeypatch, tmp_path, command)
     assert set(straight["training"]) == {"optimizer", "schedule"} | {
         f"discriminator{i}{part}" for i in (0, 1) for part in ("", "_optimizer", "_schedule")
     }
-    assert same(straight["weights"], broken["weights"])
-    assert same(straight["training"], broken["training"])
-    assert same(straight["history"], broken["history"])
-
-
-def same(a, b):
-    """Equal bit for bit, through dicts, lists and tensors."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.parametrize(

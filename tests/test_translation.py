@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_scripts import SMALL, SOURCE
+from conftest import SMALL, SOURCE, assert_resumes_exactly
 from torchvision.transforms.v2 import functional as F
 
 from utils.checkpoint import load_checkpoint
@@ -193,18 +193,8 @@ def test_source_is_translated_and_entropy_starts_when_it_should(script, game, ci
 
 def test_lab_runs_and_resumes_like_the_others(script, game, city, tmp_path, monkeypatch):
     flags = ("--translation", "lab", "--jitter")
-    assert script(*fda_command(game, city, tmp_path / "straight", *flags)).status == 0
-    evaluate = Run.evaluate
 
-    def interrupted(self, *arguments, **sets):
-        evaluate(self, *arguments, **sets)
-        raise KeyboardInterrupt
+    def command(run_dir, *more):
+        return fda_command(game, city, run_dir, *flags, *more)
 
-    monkeypatch.setattr(Run, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        script(*fda_command(game, city, tmp_path / "broken", *flags))
-    monkeypatch.setattr(Run, "evaluate", evaluate)
-    assert script(*fda_command(game, city, tmp_path / "broken", *flags, "--resume")).status == 0
-    straight, broken = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("straight", "broken"))
-    assert all(torch.equal(straight["weights"][key], broken["weights"][key]) for key in straight["weights"])
-    assert straight["history"] == broken["history"]
+    assert_resumes_exactly(script, monkeypatch, tmp_path, command)

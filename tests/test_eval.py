@@ -1,0 +1,168 @@
+"""eval.py and report.py: evaluation repeats what training printed; AdaBN; pictures; tables."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_line_error, source_only, upper, write_cityscapes
+from PIL import Image
+
+from datasets.labels import CITYSCAPES_PALETTE, CLASS_NAMES
+from utils.adabn import adapt_batch_norm
+from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+
+
+def table(out):
+    """Figures of the rows of the per-class table: name -> first column."""
+    rows = [line.strip("| \n").split("|") for line in out.splitlines() if line.startswith("|")]
+    return {row[0].strip(): row[1].strip() for row in rows if row[0].strip() in (*CLASS_NAMES, "mean")}
+
+
+def test_a_run_leaves_what_the_readme_says_and_eval_repeats_its_figures(script, city, tmp_path):
+    run_dir = tmp_path / "a run"
+    done = script(*upper(city, run_dir))
+    assert done.status == 0, done.err
+    assert {path.name for path in run_dir.iterdir()} == {
+        "config.json", "metrics.jsonl", "result.json", "checkpoint_last.pt", "checkpoint_best.pt", "tensorboard",
+    }  # fmt: skip
+    result = json.loads((run_dir / "result.json").read_text())
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert (result["step"], result["epoch"]) == (4, 2)
+    assert list(result["iou"]) == list(CLASS_NAMES)
+    assert result["miou"] == lines[-1]["target"]["miou"]
+    assert result["oracle"]["miou"] == max(line["target"]["miou"] for line in lines)
+    present = [value for value in result["iou"].values() if value is not None]
+    assert len(present) == result["classes_evaluated"]
+    assert abs(sum(present) / len(present) - result["miou"]) < 1e-12
+    assert 0 <= result["entropy"] <= 1
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["arguments"]["batch_size"] == 2
+    assert set(config["versions"]) == {"python", "torch", "torchvision", "numpy", "pillow"}
+    assert "oracle" in done.out
+
+    figures = tmp_path / "eval.json"
+    again = script("eval", run_dir / "checkpoint_last.pt", "--json", figures, "--workers", 0, "--device", "cpu")
+    assert again.status == 0, again.err
+    (measured,) = json.loads(figures.read_text())["evaluations"]
+    for key in ("accuracy", "miou", "mean_class_accuracy", "iou", "classes_evaluated", "entropy", "pictures"):
+        assert measured[key] == result[key], key
+    assert table(again.out) == table(done.out)
+
+
+def test_source_only_evaluates_the_target_and_what_it_held_out(script, game, city, tmp_path):
+    run_dir = tmp_path / "run"
+    options = ("--source-holdout", 0.3, "--jitter", "--blur", "--flip", 0.15)
+    done = script(*source_only(game, city, run_dir, *options))
+    assert done.status == 0, done.err
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["source"]["pictures"] == 2
+    assert result["pictures"] == 2
+    figures = tmp_path / "eval.json"
+    again = script(
+        "eval", run_dir / "checkpoint_last.pt", "--gta5", game, "--json", figures, "--workers", 0, "--device", "cpu"
+    )
+    assert again.status == 0, again.err
+    (measured,) = json.loads(figures.read_text())["evaluations"]
+    assert measured["iou"] == result["source"]["iou"]
+
+
+def test_eval_saves_pictures_and_ids(script, city, trained, tmp_path):
+    out = {name: tmp_path / name for name in ("predictions", "ids", "side-by-side")}
+    flags = [part for name, path in out.items() for part in (f"--save-{name}", path)]
+    assert script("eval", trained, *flags, "--workers", 0, "--device", "cpu").status == 0
+    for name in ("aachen_000004_000019", "bochum_000005_000019"):
+        saved = np.array(Image.open(out["ids"] / f"{name}_pred_labelIds.png"))
+        colours = np.array(Image.open(out["predictions"] / f"{name}.png"))
+        assert saved.shape == (32, 48)
+        assert np.array_equal(CITYSCAPES_PALETTE[saved], colours)
+        assert set(np.unique(saved).tolist()) <= {7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33}
+        assert Image.open(out["side-by-side"] / f"{name}.png").size == (3 * 48, 32 + 18)
+    message = one_line_error(script("eval", trained, "--save-ids", out["ids"]))
+    assert "nothing is overwritten" in message
+
+
+def test_eval_predicts_without_labels(script, city, trained, tmp_path):
+    bare = write_cityscapes(tmp_path / "bare", counts=(("test", 3),), labels=False)
+    common = ("--cityscapes", bare, "--split", "test", "--workers", 0, "--device", "cpu")
+    done = script("eval", trained, *common, "--unlabelled", "--save-ids", tmp_path / "ids")
+    assert done.status == 0, done.err
+    assert len(list((tmp_path / "ids").iterdir())) == 3
+    assert "no gtFine/test" in one_line_error(script("eval", trained, *common))
+
+
+def test_eval_refuses_to_compare_networks_on_different_pictures(script, city, trained, tmp_path):
+    assert script(*upper(city, tmp_path / "other", "--max-steps", 1, "--limit", 1)).status == 0
+    both = ("eval", trained, tmp_path / "other/checkpoint_last.pt", "--workers", 0, "--device", "cpu")
+    assert "do not compare" in one_line_error(script(*both))
+    done = script(*both, "--limit", 2, "--save-predictions", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other"}
+
+
+def test_runs_of_one_name_are_told_apart(script, city, trained, tmp_path):
+    twin = tmp_path / "twin/run/checkpoint_last.pt"
+    twin.parent.mkdir(parents=True)
+    twin.write_bytes(trained.read_bytes())
+    done = script("eval", trained, twin, "--save-ids", tmp_path / "ids", "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    names = {path.name for path in (tmp_path / "ids").iterdir()}
+    assert names == {"run checkpoint_last", "run checkpoint_last (2)"}
+
+
+def test_eval_compares_several_checkpoints(script, city, trained, tmp_path):
+    best = trained.with_name("checkpoint_best.pt")
+    done = script("eval", trained, best, "--save-side-by-side", tmp_path / "both", "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    assert "run checkpoint_last" in done.out
+    assert "run checkpoint_best" in done.out
+    assert Image.open(next((tmp_path / "both").iterdir())).size[0] == 4 * 48
+
+
+def test_adabn_changes_statistics_alone_and_equals_the_plain_average(script, city, trained, tmp_path):
+    checkpoint = load_checkpoint(trained)
+    model, before = build_from_checkpoint(checkpoint, trained), checkpoint["weights"]
+    pictures = torch.randint(0, 256, (6, 3, 32, 48), dtype=torch.uint8)
+    first = []
+    hook = model.context_path.bn1.register_forward_pre_hook(lambda module, inputs: first.append(inputs[0]))
+    assert adapt_batch_norm(model, [pictures[:2], pictures[2:4], pictures[4:6], pictures[:1]], torch.device("cpu")) == 6
+    hook.remove()
+    after = model.state_dict()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]) == ("running" not in key and "num_batches" not in key), key
+    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in first]).mean(0)
+    variances = torch.stack([x.var(dim=(0, 2, 3)) for x in first]).mean(0)
+    assert torch.allclose(after["context_path.bn1.running_mean"], means, atol=1e-5)
+    assert torch.allclose(after["context_path.bn1.running_var"], variances, rtol=1e-4)
+    assert all(module.momentum == 0.1 for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    for file in (city / "gtFine/train").rglob("*.png"):
+        file.unlink()  # AdaBN must not need the target's labels
+    done = script("eval", trained, "--adapt-bn", "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    assert "re-estimated on 4 pictures" in done.out
+    checkpoint["config"]["arguments"]["batch_size"] = 16  # larger than the set: one batch of all of it
+    save_checkpoint(trained, checkpoint)
+    assert "on 4 pictures" in script("eval", trained, "--adapt-bn", "--workers", 0, "--device", "cpu").out
+    assert "+ AdaBN" in done.out
+    with pytest.raises(ValueError, match="at least two"):
+        adapt_batch_norm(model, [pictures[:1]], torch.device("cpu"))
+
+
+def test_report_groups_seeds_and_tells_settings_apart(script, city, tmp_path):
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    for run, more in zip(runs, (("--seed", 0), ("--seed", 1), ("--flip", 0)), strict=True):
+        assert script(*upper(city, run, "--max-steps", 2, *more)).status == 0
+    done = script("report", *runs)
+    assert done.status == 0, done.err
+    first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()[2:4]]
+    assert (first[1], second[1]) == ("2", "1")
+    assert "flip=0.5" in first[0]
+    assert "flip=0.0" in second[0]
+    mious = [100 * json.loads((run / "result.json").read_text())["miou"] for run in runs]
+    assert first[3] == f"{np.mean(mious[:2]):.1f} ± {np.std(mious[:2], ddof=1):.1f}"
+    assert second[3] == f"{mious[2]:.1f}"
+    (runs[1] / "result.json").write_text("{}")
+    assert "damaged" in one_line_error(script("report", *runs))
+    (runs[1] / "result.json").unlink()
+    assert "not ended" in one_line_error(script("report", *runs))
