@@ -49,7 +49,7 @@ class Look:
 
 
 GAME = Look(
-    eye=(1.6, 2.1), focal=(0.95, 1.1), horizon=(0.42, 0.50), lane=3.6, lanes=(1, 2, 2, 3), sidewalk=(3.2, 5.5),
+    eye=(1.5, 1.9), focal=(0.95, 1.1), horizon=(0.42, 0.50), lane=3.4, lanes=(1, 1, 2, 2), sidewalk=(3.2, 5.5),
     parked=0.35, gap=(9, 32), people=(5, 10), bicycles=(1, 3),
     plots={"building": 4, "yard": 1.6, "park": 1.8, "wall": 0.9, "fence": 1.0, "street": 0.9},
     floors=(2, 8), end=(90, 170), haze=(420, (196, 214, 236)), sun=0.52,
@@ -66,7 +66,7 @@ GAME = Look(
         "pole": ((96, 98, 104), (60, 60, 64)),
         "car": ((214, 34, 34), (28, 74, 190), (244, 244, 246), (24, 24, 28), (240, 190, 30), (30, 150, 90),
                 (180, 184, 192), (230, 110, 20)),
-        "bus": ((240, 170, 20), (226, 52, 44)), "truck": ((236, 236, 240), (60, 120, 200), (190, 60, 40)),
+        "bus": ((240, 170, 20), (226, 52, 44)), "truck": ((240, 240, 244), (250, 140, 40), (40, 150, 150)),
         "train": ((200, 206, 216), (60, 150, 160)),
         "cloth": ((220, 50, 50), (40, 90, 200), (240, 240, 240), (240, 200, 60), (60, 60, 70), (60, 160, 90)),
         "legs": ((44, 60, 110), (60, 56, 54), (150, 130, 100)), "skin": ((226, 172, 136), (140, 96, 70)),
@@ -257,9 +257,9 @@ def photograph(pixels: np.ndarray, rnd: random.Random, rng: np.random.Generator)
     """Blur and vignette of a lens; exposure, white balance and noise of a sensor. float32 [H, W, 3], 0 to 255."""
     height, width, _ = pixels.shape
     sharp = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    pixels = np.asarray(sharp.filter(ImageFilter.GaussianBlur(0.3 + width / 2048)), np.float32)
+    pixels = np.asarray(sharp.filter(ImageFilter.GaussianBlur(0.4 + width / 2048)), np.float32)
     v, u = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     pixels *= (1 - 0.22 * (u * u + v * v) / 2)[..., None]
     exposure, white = rnd.uniform(0.8, 0.98), [tint + rnd.uniform(-0.02, 0.02) for tint in (0.97, 1.02, 0.95)]
     pixels = 18 + pixels * np.array([exposure * w for w in white], np.float32)
-    return pixels + rng.standard_normal(pixels.shape, dtype=np.float32) * (1.5 + 0.012 * pixels)
+    return pixels + rng.standard_normal(pixels.shape, dtype=np.float32) * (2.5 + 0.02 * pixels)

@@ -46,10 +46,10 @@ DEMO = {
     "weights": "none",
     "max_steps": 400,
     "eval_every": 3,
-    "source_holdout": 0.2,
+    "source_holdout": 0.15,
 }
 """Small enough for two CPU cores and a few minutes."""
-DEMO_SCENES = {"size": (256, 128), "source": 300, "target": 240, "val": 60}
+DEMO_SCENES = {"size": (256, 128), "source": 400, "target": 200, "val": 60}
 DEMO_ROOT = Path("data/street_scenes")
 
 MIN_SIDE, MAX_SIDE = 32, 8192
