@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from utils.errors import Parser, UserError, run_script
-from utils.tables import markdown
+from utils.tables import markdown, mean_and_deviation
 
 HEADER = ("experiment", "runs", "accuracy (%)", "mIoU (%)", "classes", "oracle best mIoU (%)", "source mIoU (%)")
 
@@ -84,12 +83,8 @@ def row(name: str, results: list[dict[str, Any]]) -> list[str]:
 
 
 def spread(fractions: list[float | None]) -> str:
-    """[0.35, 0.37] -> `36.0 ± 1.4` (sample deviation), one value alone, a dash where there is none."""
-    values = [100 * fraction for fraction in fractions if fraction is not None]
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+    """Mean and deviation in per cent of those that exist."""
+    return mean_and_deviation([100 * fraction for fraction in fractions if fraction is not None])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from utils.arguments import cores, default_device, device, positive, size, whole
 from utils.checkpoint import write_json  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
 from utils.provenance import commit, device_name  # noqa: E402
-from utils.tables import markdown  # noqa: E402
+from utils.tables import markdown, mean_and_deviation  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -175,11 +174,8 @@ def table(cells: dict[str, list[dict[str, Any] | None]]) -> str:
 
 
 def spread(values: list[float], sign: str = "") -> str:
-    """`29.5 ± 1.2`; one value alone; `not run` without any."""
-    if not values:
-        return "not run"
-    mean = f"{statistics.mean(values):{sign}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+    """Mean and deviation, `not run` without a value."""
+    return mean_and_deviation(values, sign, none="not run")
 
 
 if __name__ == "__main__":

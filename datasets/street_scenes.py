@@ -114,7 +114,7 @@ def _write_all(jobs: Sequence[Job], workers: int, what: str) -> None:
     """Writes the scenes, in `workers` processes if more than one; what is written does not depend on how many."""
     for folder in {path.parent for job in jobs for path in (job.image, job.label)}:
         folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=len(jobs), desc=f"drawing {what}", unit="scene", disable=len(jobs) < 8)
+    bar = tqdm(total=len(jobs), desc=f"drawing {what}", unit="scene", disable=None)
     with bar:
         if workers <= 1 or len(jobs) < 2:
             for job in jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def percent(fraction: float | None) -> str:
     """0.4561 -> `45.6`; a figure that does not exist is a dash."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def mean_and_deviation(values: Sequence[float], sign: str = "", none: str = "-") -> str:
+    """[35.0, 37.0] -> `36.0 ± 1.4` (sample deviation); one value alone; `none` without any. `sign` as in formats."""
+    if not values:
+        return none
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 SUMMARY = ("run", "accuracy (%)", "mIoU (%)", "mean class accuracy (%)", "classes", "entropy")
