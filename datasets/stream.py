@@ -26,11 +26,19 @@ EVALUATION_BATCH = 4
 
 
 class TrainingStream(Dataset):
-    """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone."""
+    """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone.
 
-    def __init__(self, data: SegmentationSet, geometry: Geometry, seed: int, stream: int, draws: int) -> None:
+    Up to `cache_bytes` of pictures and labels at the working size, before any geometry, stay in the memory of the
+    process that decoded them; each worker keeps its own.
+    """
+
+    def __init__(
+        self, data: SegmentationSet, geometry: Geometry, seed: int, stream: int, draws: int, cache_bytes: int = 0
+    ) -> None:
         self.data, self.geometry, self.seed, self.stream, self.draws = data, geometry, seed, stream, draws
         self._pass: tuple[int, np.ndarray] | None = None
+        self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._room = cache_bytes
 
     def __len__(self) -> int:
         return self.draws
@@ -45,12 +53,23 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, draw: int) -> tuple[Tensor, Tensor] | Tensor | UserError:
         try:
-            image, label = self.data.training_pair(self.index(draw))
+            image, label = self._pair(self.index(draw))
         except UserError as error:  # given back, not raised: a worker's traceback is no message for a person
             return error
         rng = np.random.default_rng((self.seed, self.stream, 1, draw))
         image, label = self.geometry(image, label, rng)
         return image if label is None else (image, label)
+
+    def _pair(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Decoded once where there is room. Geometry writes into nothing it is given, so what is kept never changes."""
+        if index in self._kept:
+            return self._kept[index]
+        pair = self.data.training_pair(index)
+        size = sum(part.numel() for part in pair if part is not None)
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = pair
+        return pair
 
 
 def training_loader(stream: TrainingStream, batch_size: int, first: int, workers: int, pin: bool) -> DataLoader:

@@ -220,6 +220,9 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
 
     run = parser.add_argument_group("run")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="(runs/SCRIPT-NETWORK-seedN-TIME)")
+    run.add_argument(
+        "--no-cache", action="store_true", help="decode every picture anew (else up to 2 GiB a set stay in memory)"
+    )
     run.add_argument("--resume", action="store_true", help="go on where the run in --run-dir stopped")
     run.add_argument(
         "--eval-every", type=positive, default=1, metavar="N", help="epochs between evaluations and checkpoints (1)"

@@ -46,13 +46,27 @@ from .tables import percent, result_tables
 
 DEFAULT_EPOCHS = 50
 
+CACHE_BYTES = 2**31
+"""Decoded pictures that a training stream keeps in memory, over all its workers (Cityscapes at 1024x512: a third)."""
+
 READ_EVERY = 10
 """Steps between two readings of the losses: each reading waits for the device."""
 
 EXAMPLES = 3
 """Target pictures shown in TensorBoard at every evaluation, always the same."""
 
-FREE = {"resume", "run_dir", "workers", "device", "gta5", "cityscapes", "gta5_list", "cityscapes_list", "gta5_mapping"}
+FREE = {
+    "resume",
+    "no_cache",
+    "run_dir",
+    "workers",
+    "device",
+    "gta5",
+    "cityscapes",
+    "gta5_list",
+    "cityscapes_list",
+    "gta5_mapping",
+}
 """Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked)."""
 
 
@@ -189,7 +203,8 @@ class Run:
         batch = self.args.batch_size
 
         def draw() -> Iterator[Any]:
-            stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch)
+            cache = 0 if self.args.no_cache else CACHE_BYTES // max(1, self.args.workers)
+            stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, cache)
             pin = self.device.type == "cuda"
             yield from batches(training_loader(stream, batch, self.step * batch, self.args.workers, pin))
 
