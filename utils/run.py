@@ -71,7 +71,7 @@ FREE = {
 
 
 class Run:
-    """One experiment's run. `epoch_of` is the set whose passes are the epochs; `data` all sets that training reads."""
+    """One experiment's run. `epoch_of` is the set whose passes are the epochs; `others` are the other sets it reads."""
 
     def __init__(self, args: argparse.Namespace, epoch_of: SegmentationSet, *others: SegmentationSet) -> None:
         self.args, self.device = args, args.device
@@ -141,7 +141,9 @@ class Run:
             if key not in FREE and arguments.get(key) != now.get(key)
         ]
         changed += [
-            f"{name} holds other pictures" for name, value in self.config["data"].items() if data.get(name) != value
+            f"{name} holds other pictures, or its labels are read otherwise"
+            for name, value in self.config["data"].items()
+            if data.get(name) != value
         ]
         for what in ("commit", "versions"):
             if before.get(what) != self.config[what]:
