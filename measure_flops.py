@@ -127,7 +127,7 @@ def timings(model: nn.Module, args: argparse.Namespace) -> dict[str, dict[str, f
     """Plain fp32, and as one would deploy it: channels-last, in half precision on a GPU. The two are interleaved."""
     half = args.device.type == "cuda"
     inputs = example(model, args.size, args.batch_size).to(args.device)
-    model = model.to(args.device)
+    model = model.to(args.device, memory_format=torch.contiguous_format)
     variants = {"fp32": (model, inputs)}
     deployed = copy.deepcopy(model).to(args.device, memory_format=torch.channels_last)
     laid_out = inputs.contiguous(memory_format=torch.channels_last)

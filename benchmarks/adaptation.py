@@ -34,21 +34,29 @@ class Cell:
     script: str
     flags: tuple[str, ...] = ()
     evaluates: str | None = None
-    eval_every: int = 3  # epochs: often enough to see a late fall, rare enough to cost little
+    eval_every: int = 2  # epochs: often enough to see a late fall, rare enough to cost little
 
 
 ADVERSARIAL = "train_adversarial.py"
-CELLS = {
-    "source only": Cell("train_gta5.py"),
-    "source only + AdaBN": Cell("eval.py", ("--adapt-bn",), evaluates="source only"),
-    "target forward pass alone (weight 0)": Cell(ADVERSARIAL, ("--lambda-adv", "0")),
+WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
+ADAPTED = {
+    "target forward pass, weight 0": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0")),
     "adversarial, standard": Cell(ADVERSARIAL),
     "adversarial, depthwise": Cell(ADVERSARIAL, ("--discriminator", "depthwise")),
-    "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
     "AdvEnt": Cell(ADVERSARIAL, ("--input", "entropy")),
-    "MinEnt": Cell(ADVERSARIAL, ("--discriminator", "none", "--min-entropy")),
-    "upper bound": Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
+    "MinEnt": Cell(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
+    "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
 }
+TRAINED = {
+    "source only": Cell("train_gta5.py"),
+    "upper bound": Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
+    **ADAPTED,
+}
+CELLS = {}
+for name, cell in TRAINED.items():
+    CELLS[name] = cell
+    if name != "upper bound":  # whose batch normalisation is the target's already
+        CELLS[f"{name} + AdaBN"] = Cell("eval.py", ("--adapt-bn",), evaluates=name)
 BASELINE, UPPER = "source only", "upper bound"
 FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
 

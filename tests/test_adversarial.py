@@ -118,7 +118,7 @@ def test_labels_point_the_right_way(batch):
     args = options()
     model = build_segmenter("bisenet").train()
     seen = segmenter_gradients(model, [Perfect()], images, labels, target, (1e-3,), args, logged.update)
-    assert float(logged["adversarial"]) > 19
+    assert logged["adversarial"].item() > 19
     seen = [[view.requires_grad_() for view in part] for part in seen]
     discriminator_gradients([Perfect()], *seen, args, logged.update)
     assert float(logged["discriminator_source"]) < 1e-6
