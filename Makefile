@@ -17,15 +17,28 @@ test: .venv/installed
 	$(RUN) -m pytest
 
 # Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
-demo: $(DEMO)/upper-bound/result.json $(DEMO)/source-only/result.json $(DEMO)/adabn.json $(DEMO)/pictures.json
+RUNS := upper-bound source-only adversarial adversarial-depthwise
+demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(DEMO)/pictures.json $(DEMO)/costs.md
+	@echo && cat $(DEMO)/costs.md
 	@echo && echo "Pictures, side by side: $(DEMO)/pictures/" && echo
-	@$(RUN) report.py $(DEMO)/upper-bound $(DEMO)/source-only
+	@$(RUN) report.py $(RUNS:%=$(DEMO)/%)
 
 $(DEMO)/upper-bound/result.json: | .venv/installed
 	$(RUN) train_cityscapes.py --demo --run-dir $(@D) --resume
 
 $(DEMO)/source-only/result.json: | .venv/installed
 	$(RUN) train_gta5.py --demo --run-dir $(@D) --resume
+
+$(DEMO)/adversarial/result.json: | .venv/installed
+	$(RUN) train_adversarial.py --demo --run-dir $(@D) --resume
+
+$(DEMO)/adversarial-depthwise/result.json: | .venv/installed
+	$(RUN) train_adversarial.py --demo --discriminator depthwise --run-dir $(@D) --resume
+
+# At the size of the published counts; few timed runs, since DeepLabV2 takes seconds on a CPU.
+$(DEMO)/costs.md: | .venv/installed
+	@mkdir -p $(DEMO)
+	$(RUN) measure_flops.py --runs 3 --markdown $@ > /dev/null
 
 $(DEMO)/adabn.json: $(DEMO)/source-only/result.json
 	$(RUN) eval.py $(DEMO)/source-only/checkpoint_last.pt --adapt-bn --json $@

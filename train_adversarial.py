@@ -31,6 +31,7 @@ from utils.arguments import (
     geometry,
     number,
     parse,
+    pixel_loss,
     poly,
     segmenter,
     sgd,
@@ -40,7 +41,7 @@ from utils.arguments import (
 )
 from utils.entropy import min_entropy_loss
 from utils.errors import UserError, run_script
-from utils.losses import segmentation_loss
+from utils.losses import PixelLoss, cross_entropy, segmentation_loss
 from utils.run import Run
 
 
@@ -104,6 +105,7 @@ def main() -> None:
     model = segmenter(args, **multi_level)
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
+    criterion = pixel_loss(args, train_source)
     discriminators = discriminators_for(model, args)
     optimizers_d = [Adam(d.parameters(), lr=args.lr_d, betas=(0.9, 0.99)) for d in discriminators]
     schedules_d = [poly(optimizer_d, run.total_steps) for optimizer_d in optimizers_d]
@@ -123,9 +125,11 @@ def main() -> None:
     for _ in run.epochs():
         model.train()
         for (images, labels), target_images in run.steps(source, target):
+            images, target_images = appearance(images), to_float(target_images)
+            run.show("adversarial/source-target", [images[0], target_images[0]])
             optimizer.zero_grad()
             seen_source, seen_target = segmenter_gradients(
-                model, discriminators, appearance(images), labels, to_float(target_images), weights, args, run.log
+                model, discriminators, images, labels, target_images, weights, args, run.log, criterion
             )
             optimizer.step()
             schedule.step()
@@ -161,6 +165,7 @@ def segmenter_gradients(
     weights: tuple[float, ...],
     args: argparse.Namespace,
     log: Callable[..., None],
+    criterion: PixelLoss = cross_entropy,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(1) and (2) of AdaptSegNet, algorithm of section 4: adds the segmenter's gradients, and none of a discriminator.
 
@@ -173,7 +178,7 @@ def segmenter_gradients(
     # (1) L_seg: cross-entropy on the source.
     features = model.features(images)
     outputs = model.decode(features, images.shape[-2:])
-    loss = segmentation_loss(outputs, labels, args.aux_weight)
+    loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
     loss.backward()
     seen_source = [view.detach() for view in views(features, outputs, args)]
     log(loss=loss)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from utils.appearance import to_float
-from utils.arguments import geometry, parse, poly, segmenter, sgd, target_set, training_parser
+from utils.arguments import geometry, parse, pixel_loss, poly, segmenter, sgd, target_set, training_parser
 from utils.errors import run_script
 from utils.losses import segmentation_loss
 from utils.run import Run
@@ -30,13 +30,14 @@ def main() -> None:
     model = segmenter(args)
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
+    criterion = pixel_loss(args, train)
     run.restore(model, optimizer=optimizer, schedule=schedule)
     target = run.stream(train, geometry(args, args.size))
 
     for _ in run.epochs():
         model.train()
         for images, labels in run.steps(target):
-            loss = segmentation_loss(model(to_float(images)), labels, args.aux_weight)
+            loss = segmentation_loss(model(to_float(images)), labels, args.aux_weight, criterion)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

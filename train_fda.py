@@ -24,6 +24,7 @@ from utils.arguments import (
     geometry,
     number,
     parse,
+    pixel_loss,
     poly,
     segmenter,
     sgd,
@@ -87,6 +88,7 @@ def train(
     model = segmenter(args)
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
+    criterion = pixel_loss(args, train_source)
     run.restore(model, optimizer=optimizer, schedule=schedule)
     source = run.stream(train_source, geometry(args, args.source_size))
     target = run.stream(train_target, geometry(args, args.size))
@@ -100,7 +102,7 @@ def train(
             translated = match_lab(pictures, style) if args.beta is None else fda(pictures, style, args.beta)
             run.show("translation/source-target-translated", [pictures[0], style[0], translated[0]])
 
-            loss = segmentation_loss(model(translated), labels, args.aux_weight)
+            loss = segmentation_loss(model(translated), labels, args.aux_weight, criterion)
             optimizer.zero_grad()
             loss.backward()
             run.log(loss=loss)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 from utils.appearance import Appearance
-from utils.arguments import geometry, parse, poly, segmenter, sgd, source_sets, target_set, training_parser
+from utils.arguments import geometry, parse, pixel_loss, poly, segmenter, sgd, source_sets, target_set, training_parser
 from utils.errors import run_script
 from utils.losses import segmentation_loss
 from utils.run import Run
@@ -33,6 +33,7 @@ def main() -> None:
     model = segmenter(args)
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
+    criterion = pixel_loss(args, train)
     run.restore(model, optimizer=optimizer, schedule=schedule)
     source = run.stream(train, geometry(args, args.source_size))
     appearance = Appearance(args.jitter, args.blur)
@@ -40,7 +41,7 @@ def main() -> None:
     for _ in run.epochs():
         model.train()
         for images, labels in run.steps(source):
-            loss = segmentation_loss(model(appearance(images)), labels, args.aux_weight)
+            loss = segmentation_loss(model(appearance(images)), labels, args.aux_weight, criterion)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

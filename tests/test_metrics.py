@@ -1,12 +1,20 @@
 """Every figure against a count made pixel by pixel in plain Python."""
 
+import argparse
+import json
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from conftest import source_only, train_ids, upper
 
+from datasets import gta5
+from datasets.frequencies import class_frequencies
+from utils.arguments import pixel_loss
 from utils.entropy import prediction_entropy
-from utils.losses import cross_entropy, segmentation_loss
+from utils.losses import cross_entropy, focal, median_frequency_weights, ohem, segmentation_loss
 from utils.metrics import ConfusionMatrix
 
 
@@ -94,7 +102,7 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels():
     p = logits.detach().softmax(1)
     terms = [-math.log(p[b, int(labels[b, y, x]), y, x]) for b in range(2) for y in range(5) for x in range(7)
              if labels[b, y, x] != 255]  # fmt: skip
-    assert abs(float(cross_entropy(logits, labels)) - sum(terms) / len(terms)) < 1e-12
+    assert abs(cross_entropy(logits, labels).item() - sum(terms) / len(terms)) < 1e-12
 
 
 def test_an_unlabelled_batch_has_no_loss_and_no_gradient():
@@ -118,3 +126,100 @@ def test_entropy_runs_from_sure_to_undecided():
     logits = torch.zeros(1, 19, 1, 2)
     logits[0, 3, 0, 0] = 1e4
     assert torch.allclose(prediction_entropy(logits), torch.tensor([[[0.0, 1.0]]]), atol=1e-6)
+
+
+# What --loss chooses from, beside plain loops in float64
+
+
+def loss_case(seed=0, classes=5, size=(2, 6, 7)):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size[0], classes, *size[1:], generator=generator, dtype=torch.float64) * 3
+    labels = torch.randint(0, classes, size, generator=generator)
+    labels[torch.rand(size, generator=generator) < 0.2] = 255
+    flat = [
+        (logits[b, :, y, x].log_softmax(0)[g].item(), g)
+        for b, y, x in ((b, y, x) for b in range(size[0]) for y in range(size[1]) for x in range(size[2]))
+        if (g := int(labels[b, y, x])) != 255
+    ]
+    return logits.requires_grad_(), labels.to(torch.uint8), flat
+
+
+def test_focal_and_weighted_losses_agree_with_plain_loops():
+    logits, labels, flat = loss_case()
+    assert focal(logits, labels).item() == pytest.approx(
+        sum((1 - math.exp(p)) ** 2 * -p for p, _ in flat) / len(flat), rel=1e-12
+    )
+    assert focal(logits, labels, gamma=0).item() == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-12)
+    weight = torch.tensor([1.0, 0.5, 3.0, 0.25, 8.0], dtype=torch.float64)
+    expected = sum(weight[g] * -p for p, g in flat) / sum(weight[g] for _, g in flat)
+    assert cross_entropy(logits, labels, weight).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert cross_entropy(logits, labels, torch.ones(5, dtype=torch.float64)).item() == pytest.approx(
+        cross_entropy(logits, labels).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(("threshold", "at_least"), [(0.7, 1 / 16), (1e-6, 1 / 4), (1 - 1e-9, 0)])
+def test_ohem_takes_the_hard_pixels_and_at_least_a_share(threshold, at_least):
+    logits, labels, flat = loss_case(1)
+    losses = sorted((-p for p, _ in flat), reverse=True)
+    count = max(1, int(at_least * labels.numel()), sum(loss > -math.log(threshold) for loss in losses))
+    expected = sum(losses[:count]) / count
+    loss = ohem(logits, labels, threshold, at_least)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    touched = logits.grad.abs().sum(dim=1) > 0
+    assert int(touched.sum()) == count
+    assert not touched[labels == 255].any()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem, focal, partial(cross_entropy, weight=torch.ones(5))])
+def test_losses_bear_batches_without_labels_and_sure_predictions(loss):
+    logits = torch.randn(2, 5, 4, 4, requires_grad=True)
+    value = loss(logits, torch.full((2, 4, 4), 255, dtype=torch.uint8))
+    value.backward()
+    assert value == 0
+    assert (logits.grad == 0).all()
+    sure = torch.zeros(1, 5, 2, 2)
+    sure[:, 3] = 1e4
+    sure.requires_grad_()
+    for right in (3, 0):
+        value = loss(sure, torch.full((1, 2, 2), right, dtype=torch.uint8))
+        (gradient,) = torch.autograd.grad(value, sure)
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+        assert (value.item() < 1e-6) == (right == 3)
+
+
+def test_median_frequency_weights_follow_their_definition():
+    pixels, where_present = torch.tensor([60, 30, 0, 10]), torch.tensor([100, 100, 0, 20])
+    # Frequencies 0.6, 0.3 and 0.5: the median is 0.5.
+    weights = median_frequency_weights(pixels, where_present)
+    assert weights.tolist() == pytest.approx([0.5 / 0.6, 0.5 / 0.3, 1.0, 1.0])
+
+
+def test_every_script_takes_a_loss_and_counts_the_training_labels(script, game, city, tmp_path):
+    counts = np.stack([np.bincount(train_ids(n).ravel(), minlength=256)[:19] for n in range(6)])
+    pixels, where_present = class_frequencies(gta5(game, (48, 32)), workers=0)
+    assert pixels.tolist() == counts.sum(0).tolist()
+    assert where_present.tolist() == ((counts > 0) * counts.sum(1, keepdims=True)).sum(0).tolist()
+    common = ("--max-steps", 1)
+    done = script(*source_only(game, city, tmp_path / "weighted", *common, "--loss", "weighted"))
+    assert done.status == 0, done.err
+    weights = median_frequency_weights(pixels, where_present)
+    assert f"road {weights[0]:.2f}, sidewalk {weights[1]:.2f}" in done.out
+    assert pixel_loss(argparse.Namespace(loss="ohem"), None) is ohem
+    losses = {}
+    for loss in ("ce", "focal", "weighted"):  # (no pixel is easy at the first step, so ohem is the cross-entropy there)
+        flags = (*common, "--loss", loss)
+        commands = {
+            "upper": upper(city, tmp_path / f"upper-{loss}", *flags),
+            "fda": ("train_fda", *source_only(game, city, tmp_path / f"fda-{loss}", *flags)[1:]),
+            "adversarial": ("train_adversarial", *source_only(game, city, tmp_path / f"adversarial-{loss}", *flags)[1:],
+                            "--discriminator", "none", "--min-entropy"),
+        }  # fmt: skip
+        for name, command in commands.items():
+            done = script(*command)
+            assert done.status == 0, done.err
+            metrics = json.loads((tmp_path / f"{name}-{loss}/metrics.jsonl").read_text())
+            losses.setdefault(name, set()).add(metrics["train"]["loss"])
+    assert all(len(found) == 3 for found in losses.values())  # three losses, three values: each was the one asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -16,11 +17,14 @@ from torch.optim.lr_scheduler import PolynomialLR
 import models
 from datasets import SegmentationSet, cityscapes, gta5, street_scenes
 from datasets.check import check
+from datasets.frequencies import class_frequencies
 from datasets.geometry import Geometry
 from datasets.gta5 import ENCODINGS
+from datasets.labels import CLASS_NAMES
 from models.bisenet import CHANNELS
 
 from .errors import Parser, UserError
+from .losses import LOSSES, PixelLoss, cross_entropy, focal, median_frequency_weights, ohem
 
 MOVED = {"flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
 STILL = {"flip": 0.0, "scales": (1.0,)}
@@ -203,6 +207,13 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     training.add_argument(
         "--aux-weight", type=number(0, 100), metavar="X", help="weight of the auxiliary losses (1; deeplabv2: 0.1)"
     )
+    training.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default="ce",
+        help="on labelled pixels: ce, cross-entropy; against class imbalance ohem (the hardest pixels), focal, or "
+        "weighted (cross-entropy, classes weighted by their median frequency in the training set) (%(default)s)",
+    )
     training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
     training.add_argument(
         "--flip", type=number(0, 1), metavar="P", help="horizontal flip (by --settings; report's: 0.15)"
@@ -313,6 +324,16 @@ def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
     start = f"weights of {args.run_dir if resumed else args.init}" if replaced else model.weights_report
     print(f"{args.model}, {trained:,} parameters in training; {start}")
     return model.to(args.device)
+
+
+def pixel_loss(args: argparse.Namespace, data: SegmentationSet) -> PixelLoss:
+    """What --loss names; `weighted` counts the classes of `data`, the labelled training set, and prints its weights."""
+    if args.loss != "weighted":
+        return {"ce": cross_entropy, "ohem": ohem, "focal": focal}[args.loss]
+    weights = median_frequency_weights(*class_frequencies(data, args.workers))
+    shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(CLASS_NAMES, weights.tolist(), strict=True))
+    print(f"class weights by median frequency in {data.name}: {shown}")
+    return functools.partial(cross_entropy, weight=weights.to(args.device))
 
 
 def sgd(model: nn.Module, args: argparse.Namespace) -> SGD:

@@ -1,6 +1,13 @@
-"""Losses of the segmentation networks."""
+"""Losses of the segmentation networks; what `--loss` chooses from.
+
+A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore, and gives a scalar; where
+no pixel has a label that is 0, with a zero gradient. All but the plain cross-entropy answer class imbalance.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,26 +15,67 @@ from torch import Tensor
 
 from datasets.labels import IGNORE
 
+PixelLoss = Callable[[Tensor, Tensor], Tensor]
+LOSSES = ("ce", "ohem", "focal", "weighted")
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels that have a label; 0, with a zero gradient, when none has.
 
-    logits [B, C, H, W], labels uint8 or int64 [B, H, W] with 255 = ignore -> scalar.
-    """
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; with class weights [C], their weighted mean (ce, weighted)."""
     labels = labels.long()
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, reduction="sum")
+    if weight is None:
+        return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
+    shares = F.pad(weight, (0, IGNORE + 1 - len(weight)))[labels]
+    return total / shares.sum().clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def ohem(logits: Tensor, labels: Tensor, threshold: float = 0.7, at_least: float = 1 / 16) -> Tensor:
+    """Online hard example mining (Shrivastava et al., CVPR 2016), by pixels: the mean cross-entropy over the labelled
+    pixels whose own class has a probability below `threshold`; where fewer than `at_least` of the batch's pixels are
+    so hard, over the hardest that many (both constants as in BiSeNet's public implementations)."""
+    labels = labels.long()
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    hardest = losses.detach().flatten().topk(max(1, int(at_least * losses.numel()))).values[-1]
+    hard = (labels != IGNORE) & ((losses > -math.log(threshold)) | (losses >= hardest))
+    return (losses * hard).sum() / hard.sum().clamp(min=1)
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean of (1 - p)^gamma times the cross-entropy, p the probability of the pixel's own class (Lin et al., ICCV
+    2017, equation 4, gamma 2); without class weights."""
+    labels = labels.long()
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    # expm1 keeps 1 - p exact where p is nearly 1.
+    total = ((-torch.expm1(-losses)).clamp(min=0).pow(gamma) * losses).sum()
     return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
 
 
+def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:
+    """Class weights by median-frequency balancing (Eigen and Fergus, ICCV 2015, section 6.3): float32 [C].
+
+    pixels: a class's labelled pixels [C]; pixels_where_present: all labelled pixels of the pictures that show it [C].
+    The weight is the median class's frequency over its own; a class that never occurs has weight 1, which no pixel
+    uses.
+    """
+    present = pixels > 0
+    frequency = pixels[present].double() / pixels_where_present[present].double()
+    weights = torch.ones(len(pixels))
+    weights[present] = (frequency.quantile(0.5) / frequency).float()
+    return weights
+
+
 def segmentation_loss(
-    outputs: tuple[Tensor, tuple[Tensor, ...]], labels: Tensor, auxiliary_weight: float = 1.0
+    outputs: tuple[Tensor, tuple[Tensor, ...]],
+    labels: Tensor,
+    auxiliary_weight: float = 1.0,
+    pixel_loss: PixelLoss = cross_entropy,
 ) -> Tensor:
-    """Cross-entropy on the main logits plus `auxiliary_weight` times that on each auxiliary output.
+    """`pixel_loss` on the main logits plus `auxiliary_weight` times that on each auxiliary output.
 
     BiSeNet, equation 1: L = l_p + alpha * sum_i l_i, with alpha = 1. `outputs` is what a segmenter gives in training.
     """
     logits, auxiliary = outputs
-    loss = cross_entropy(logits, labels)
+    loss = pixel_loss(logits, labels)
     for extra in auxiliary:
-        loss = loss + auxiliary_weight * cross_entropy(extra, labels)
+        loss = loss + auxiliary_weight * pixel_loss(extra, labels)
     return loss
