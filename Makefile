@@ -45,5 +45,5 @@ $(DEMO)/adabn.json: $(DEMO)/source-only/result.json
 
 $(DEMO)/pictures.json: $(DEMO)/upper-bound/result.json $(DEMO)/source-only/result.json
 	@rm -rf $(DEMO)/pictures
-	$(RUN) eval.py $(DEMO)/upper-bound/checkpoint_last.pt $(DEMO)/source-only/checkpoint_last.pt --limit 6 \
+	$(RUN) eval.py $(DEMO)/upper-bound/checkpoint_last.pt $(DEMO)/source-only/checkpoint_last.pt --limit 6 --no-mean \
 		--save-side-by-side $(DEMO)/pictures --json $@ > /dev/null

@@ -4,7 +4,8 @@ The network, the working size and the data set's root are in the checkpoint; a f
 
     python eval.py runs/RUN/checkpoint_last.pt
     python eval.py runs/RUN/checkpoint_last.pt --cityscapes DIR --adapt-bn
-    python eval.py runs/A/checkpoint_last.pt runs/B/checkpoint_last.pt --save-side-by-side pictures/
+    python eval.py runs/A/checkpoint_last.pt runs/B/checkpoint_last.pt --save-side-by-side pictures/ --no-mean
+    python eval.py runs/FDA/beta-*/checkpoint_last.pt     each network, and the mean of their softmax (multi-band FDA)
     python eval.py runs/RUN/checkpoint_last.pt --cityscapes DIR --split test --unlabelled --save-ids upload/
 """
 
@@ -29,6 +30,7 @@ from datasets.stream import TrainingStream, batches, evaluation_loader, training
 from utils.adabn import adapt_batch_norm
 from utils.arguments import add_machine_flags, positive
 from utils.checkpoint import build_from_checkpoint, load_checkpoint, write_json
+from utils.ensemble import MeanSoftmax
 from utils.errors import Parser, UserError, run_script
 from utils.evaluation import evaluate, predict
 from utils.pictures import panel
@@ -36,6 +38,9 @@ from utils.tables import result_tables
 
 PANEL_WIDTH = 512
 """Width of one picture in a side-by-side panel, at most; smaller pictures keep their size."""
+
+SideBySide = dict[int, list[tuple[str, Tensor]]]
+"""Number of a picture -> what each network predicted on it, under the network's name."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +54,11 @@ def parse_args() -> argparse.Namespace:
     )
     data.add_argument("--unlabelled", action="store_true", help="only predict; no label is looked for")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
+    parser.add_argument(
+        "--no-mean", action="store_true",
+        help="of several checkpoints report each alone; otherwise also the mean of their softmax, where all were "
+        "trained at one working size",
+    )  # fmt: skip
     data.add_argument(
         "--adapt-bn", action="store_true",
         help="first re-estimate batch normalisation on the target's train pictures, without labels (AdaBN)",
@@ -72,13 +82,15 @@ def main() -> None:
         _require_empty(folder)
     _require_own_json(args.json)
 
-    named, records, side_by_side, first = [], [], {}, None
+    models: dict[str, nn.Module] = {}
+    sets: list[SegmentationSet] = []
+    named, records, side_by_side = [], [], {}
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
         model = build_from_checkpoint(checkpoint, path).to(args.device)
         data = _data(args, checkpoint["config"]["arguments"], path)
-        first = first or data
-        if [sample.image for sample in data.samples] != [sample.image for sample in first.samples]:
+        sets.append(data)
+        if [sample.image for sample in data.samples] != [sample.image for sample in sets[0].samples]:
             raise UserError(
                 f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
                 "different pictures do not compare; name the data with --cityscapes or --gta5, and --limit"
@@ -87,13 +99,20 @@ def main() -> None:
             used = _adapt(model, args, checkpoint["config"]["arguments"], path)
             name += " + AdaBN"
             print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
-        each = _saver(args, data, name, side_by_side)
-        loader = evaluation_loader(data, args.workers)
-        shown = tqdm(batches(loader), total=len(loader), desc=name, disable=None, leave=False)
-        metrics = evaluate(model, shown, args.device, CLASS_NAMES, each)
+        models[name] = model
+        metrics = _evaluate(args, model, data, name, side_by_side)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
                        | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | metrics)  # fmt: skip
+    if len(models) > 1 and not args.no_mean:
+        if len({data.size for data in sets}) == 1:
+            name = f"mean of {len(models)}"
+            metrics = _evaluate(args, MeanSoftmax(list(models.values())), data, name, side_by_side)
+            named.append((name, metrics))
+            records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
+                           | {"adapt_bn": args.adapt_bn, "step": None, "epoch": None} | metrics)  # fmt: skip
+        else:
+            print("no mean of the networks: they were trained at different working sizes")
 
     if args.save_side_by_side is not None:
         _write_side_by_side(args.save_side_by_side, data, side_by_side)
@@ -104,6 +123,15 @@ def main() -> None:
         print(result_tables(named))
     if args.json is not None:
         write_json(args.json, {"evaluations": records})
+
+
+def _evaluate(
+    args: argparse.Namespace, model: nn.Module, data: SegmentationSet, name: str, side_by_side: SideBySide
+) -> dict[str, Any]:
+    """The figures of one network, or of several as one; saves the pictures that were asked for."""
+    loader = evaluation_loader(data, args.workers)
+    shown = tqdm(batches(loader), total=len(loader), desc=name, disable=None, leave=False)
+    return evaluate(model, shown, args.device, CLASS_NAMES, _saver(args, data, name, side_by_side))
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:
@@ -155,7 +183,7 @@ def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path
 
 
 def _saver(
-    args: argparse.Namespace, data: SegmentationSet, name: str, side_by_side: dict[int, list[tuple[str, Tensor]]]
+    args: argparse.Namespace, data: SegmentationSet, name: str, side_by_side: SideBySide
 ) -> Callable[[int, Tensor, Tensor, Tensor | None], None] | None:
     """What to do with each prediction; predictions are saved at the picture's own size."""
     several = len(args.checkpoints) > 1
@@ -178,7 +206,7 @@ def _saver(
     return save if any(folder is not None for folder in wanted) else None
 
 
-def _write_side_by_side(folder: Path, data: SegmentationSet, predictions: dict[int, list[tuple[str, Tensor]]]) -> None:
+def _write_side_by_side(folder: Path, data: SegmentationSet, predictions: SideBySide) -> None:
     for number, columns in predictions.items():
         sample, label = data.samples[number], data.label(number)
         image = read_image(sample.image)

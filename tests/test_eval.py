@@ -8,9 +8,12 @@ import torch
 from conftest import one_line_error, source_only, upper, write_cityscapes
 from PIL import Image
 
+from datasets import cityscapes
 from datasets.labels import CITYSCAPES_PALETTE, CLASS_NAMES
 from utils.adabn import adapt_batch_norm
 from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from utils.ensemble import MeanSoftmax
+from utils.metrics import ConfusionMatrix
 
 
 def table(out):
@@ -98,14 +101,14 @@ def test_eval_refuses_to_compare_networks_on_different_pictures(script, city, tr
     assert "do not compare" in one_line_error(script(*both))
     done = script(*both, "--limit", 2, "--save-predictions", tmp_path / "out")
     assert done.status == 0, done.err
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other", "mean of 2"}
 
 
 def test_runs_of_one_name_are_told_apart(script, city, trained, tmp_path):
     twin = tmp_path / "twin/run/checkpoint_last.pt"
     twin.parent.mkdir(parents=True)
     twin.write_bytes(trained.read_bytes())
-    done = script("eval", trained, twin, "--save-ids", tmp_path / "ids", "--workers", 0, "--device", "cpu")
+    done = script("eval", trained, twin, "--no-mean", "--save-ids", tmp_path / "ids", "--workers", 0)
     assert done.status == 0, done.err
     names = {path.name for path in (tmp_path / "ids").iterdir()}
     assert names == {"run checkpoint_last", "run checkpoint_last (2)"}
@@ -113,11 +116,42 @@ def test_runs_of_one_name_are_told_apart(script, city, trained, tmp_path):
 
 def test_eval_compares_several_checkpoints(script, city, trained, tmp_path):
     best = trained.with_name("checkpoint_best.pt")
-    done = script("eval", trained, best, "--save-side-by-side", tmp_path / "both", "--workers", 0, "--device", "cpu")
+    command = ("eval", trained, best, "--no-mean", "--workers", 0, "--device", "cpu")
+    done = script(*command, "--save-side-by-side", tmp_path / "both")
     assert done.status == 0, done.err
+    assert "mean of 2" not in done.out
     assert "run checkpoint_last" in done.out
     assert "run checkpoint_best" in done.out
     assert Image.open(next((tmp_path / "both").iterdir())).size[0] == 4 * 48
+
+
+def test_eval_reports_each_network_and_the_mean_of_their_softmax(script, city, trained, tmp_path):
+    paths = [trained]
+    for seed in (1, 2):
+        assert script(*upper(city, tmp_path / f"seed{seed}", "--max-steps", 3, "--seed", seed)).status == 0
+        paths.append(tmp_path / f"seed{seed}/checkpoint_last.pt")
+    figures = tmp_path / "eval.json"
+    done = script("eval", *paths, "--json", figures, "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    records = json.loads(figures.read_text())["evaluations"]
+    assert [record["name"] for record in records] == ["run", "seed1", "seed2", "mean of 3"]
+    assert records[3]["checkpoint"] == [str(path) for path in paths]
+    networks = [build_from_checkpoint(load_checkpoint(path), path).eval() for path in paths]
+    data, matrix = cityscapes(city, "val", (48, 32)), ConfusionMatrix(19)
+    for image, label in (data[0], data[1]):
+        with torch.no_grad():
+            softmax = [network(image[None] / 255).double().softmax(1) for network in networks]
+            mean = sum(softmax) / 3
+            found = MeanSoftmax(networks)(image[None] / 255).softmax(1)
+        assert torch.allclose(found.double(), mean, atol=1e-6)
+        matrix.update(mean.argmax(1)[0], label)
+    assert records[3]["miou"] == pytest.approx(matrix.miou(), abs=1e-3)
+    assert len({record["miou"] for record in records}) == 4
+
+    assert script(*upper(city, tmp_path / "large", "--max-steps", 1, "--size", "64x32")).status == 0
+    done = script("eval", trained, tmp_path / "large/checkpoint_last.pt", "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    assert "different working sizes" in done.out
 
 
 def test_adabn_changes_statistics_alone_and_equals_the_plain_average(script, city, trained, tmp_path):
