@@ -24,10 +24,10 @@ from tqdm import tqdm
 from datasets import SegmentationSet, cityscapes, gta5
 from datasets.check import check
 from datasets.files import picture_size, read_image
-from datasets.geometry import Geometry, resize_image, resize_label
+from datasets.geometry import resize_image, resize_label
 from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
-from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
-from utils.adabn import adapt_batch_norm
+from datasets.stream import batches, evaluation_loader
+from utils.adabn import adapt_to
 from utils.arguments import add_machine_flags, positive
 from utils.checkpoint import build_from_checkpoint, load_checkpoint, write_json
 from utils.ensemble import MeanSoftmax
@@ -171,15 +171,12 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
 
 def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path: Path) -> int:
     """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
-    root, size, batch = args.cityscapes or run["cityscapes"], tuple(run["size"]), run["batch_size"]
+    root, size = args.cityscapes or run["cityscapes"], tuple(run["size"])
     data = cityscapes(root, "train", size, labelled=False, limit=args.limit or run["limit"])
-    if len(data) < 2:
-        raise UserError(f"{path}: --adapt-bn needs at least two pictures in the target's train set")
-    batch = min(batch, len(data))
-    whole = len(data) // batch * batch  # what does not fill a batch would count as much as one that does
-    stream = TrainingStream(data, Geometry(size), seed=0, stream=0, draws=whole)
-    loader = training_loader(stream, batch, first=0, workers=args.workers, pin=False)
-    return adapt_batch_norm(model, batches(loader), args.device)
+    try:
+        return adapt_to(model, data, run["batch_size"], args.workers, args.device)
+    except ValueError as error:
+        raise UserError(f"{path}: --adapt-bn: {error}") from None
 
 
 def _saver(

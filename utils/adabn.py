@@ -8,7 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from datasets import SegmentationSet
+from datasets.geometry import Geometry
+from datasets.stream import TrainingStream, batches, training_loader
+
 from .appearance import to_float
+
+
+def adapt_to(model: nn.Module, data: SegmentationSet, batch_size: int, workers: int, device: torch.device) -> int:
+    """`adapt_batch_norm` on one pass over an unlabelled set, less what does not fill a batch (it would count as much
+    as one that does). Returns the number of pictures used. Raises ValueError for a set of fewer than two."""
+    batch = min(batch_size, len(data))
+    stream = TrainingStream(data, Geometry(data.size), seed=0, stream=0, draws=len(data) // batch * batch)
+    loader = training_loader(stream, batch, first=0, workers=workers, pin=False)
+    return adapt_batch_norm(model, batches(loader), device)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of their softmax (FDA's multi-band transfer, Yang and Soatto, CVPR 2020, eq. 9)."""
+"""Several networks as one: the mean of their softmax (multi-band transfer of FDA, Yang and Soatto, CVPR 2020)."""
 
 from __future__ import annotations
 

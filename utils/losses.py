@@ -51,7 +51,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:
-    """Class weights by median-frequency balancing (Eigen and Fergus, ICCV 2015, section 6.3): float32 [C].
+    """Class weights by median-frequency balancing (Eigen and Fergus, ICCV 2015): float32 [C].
 
     pixels: a class's labelled pixels [C]; pixels_where_present: all labelled pixels of the pictures that show it [C].
     The weight is the median class's frequency over its own; a class that never occurs has weight 1, which no pixel

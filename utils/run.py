@@ -66,8 +66,11 @@ FREE = {
     "gta5_list",
     "cityscapes_list",
     "gta5_mapping",
+    "labeller",
+    "pseudo_labels",
 }
-"""Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked)."""
+"""Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
+and a labeller's content)."""
 
 
 class Run:

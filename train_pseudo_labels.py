@@ -1,0 +1,162 @@
+"""Step 4c, self-training: labelled source, and the target with the sure predictions of an earlier network as labels.
+
+A pixel of the target is labelled when its probability reaches the smaller of 0.9 and a percentile of its class's
+probabilities over the target's train pictures: the median in BDL (Li et al., CVPR 2019), the 66th in FDA's rounds
+(Yang and Soatto, CVPR 2020). Several labellers are averaged (their softmax). The labels are made once, before training.
+
+    python train_pseudo_labels.py --gta5 DIR --cityscapes DIR --labeller runs/A/checkpoint_last.pt            BDL's rule
+    python train_pseudo_labels.py ... --labeller runs/FDA/beta-*/checkpoint_last.pt --percentile 66 --beta 0.01   FDA's
+    python train_pseudo_labels.py ... --labeller runs/A/checkpoint_last.pt --rounds 2    then with its own labels again
+    python train_pseudo_labels.py --demo --labeller runs/demo/source-only/checkpoint_last.pt --adapt-bn
+
+Each round starts anew from --weights or --init. The loss is the cross-entropy (--loss) on both domains, equally
+weighted; both pass through the network in training, so batch normalisation's running statistics mix the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+from pathlib import Path
+
+from datasets import SegmentationSet
+from utils.adabn import adapt_to
+from utils.appearance import Appearance, to_float
+from utils.arguments import (
+    geometry,
+    number,
+    parse,
+    pixel_loss,
+    poly,
+    positive,
+    segmenter,
+    sgd,
+    source_sets,
+    target_set,
+    training_parser,
+)
+from utils.checkpoint import build_from_checkpoint, load_checkpoint
+from utils.ensemble import MeanSoftmax
+from utils.errors import UserError, run_script
+from utils.fda import fda
+from utils.losses import segmentation_loss
+from utils.pseudo_labels import pseudo_labelled
+from utils.run import Run, default_directory
+
+
+def parse_args() -> argparse.Namespace:
+    parser = training_parser(__doc__, source=True)
+    labels = parser.add_argument_group("self-training")
+    labels.add_argument(
+        "--labeller", type=Path, nargs="+", required=True, metavar="CHECKPOINT", help="network(s) that label the target"
+    )
+    labels.add_argument(
+        "--percentile", type=number(0, 100), default=50.0, metavar="P",
+        help="of a class's probabilities: below it no pixel is labelled (50, BDL's; FDA's rounds: 66)",
+    )  # fmt: skip
+    labels.add_argument(
+        "--confidence", type=number(0, 1), default=0.9, metavar="X", help="a probability that always suffices (0.9)"
+    )
+    labels.add_argument(
+        "--adapt-bn", action="store_true", help="first re-estimate the labellers' batch normalisation on the target"
+    )
+    labels.add_argument(
+        "--rounds", type=positive, default=1, metavar="N",
+        help="how often; each later round is labelled by the one before (1)",
+    )  # fmt: skip
+    labels.add_argument(
+        "--pseudo-labels", type=Path, metavar="DIR",
+        help="where labels are kept, and found again by runs with the same labeller (RUN/pseudo-labels)",
+    )  # fmt: skip
+    labels.add_argument(
+        "--beta", type=number(0, 0.499), metavar="B", help="train on the source in the target's style: FDA's band (off)"
+    )
+    return parse(parser)
+
+
+def main() -> None:
+    args = parse_args()
+    train_source, held_out = source_sets(args)
+    train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
+    root = args.run_dir or default_directory(args)
+    labellers = args.labeller
+    for number_of in range(1, args.rounds + 1):
+        this = copy.copy(args)
+        this.run_dir = root if args.rounds == 1 else root / f"round-{number_of}"
+        this.labeller_sha256 = [sha256(path) for path in labellers]
+        train(this, labellers, train_source, held_out, train_target, val)
+        labellers = [this.run_dir / "checkpoint_last.pt"]
+
+
+def train(
+    args: argparse.Namespace,
+    labellers: list[Path],
+    train_source: SegmentationSet,
+    held_out: SegmentationSet | None,
+    train_target: SegmentationSet,
+    val: SegmentationSet,
+) -> None:
+    """One round: label the target, then train on both."""
+    run = Run(args, train_source, train_target, val)
+    model = segmenter(args)
+    optimizer = sgd(model, args)
+    schedule = poly(optimizer, run.total_steps)
+    criterion = pixel_loss(args, train_source)
+    run.restore(model, optimizer=optimizer, schedule=schedule)
+    pseudo = label(args, labellers, train_target, run)
+    source = run.stream(train_source, geometry(args, args.source_size))
+    target = run.stream(pseudo, geometry(args, args.size))
+    appearance = Appearance(args.jitter, args.blur)
+
+    for _ in run.epochs():
+        model.train()
+        for (images, labels), (target_images, pseudo_labels) in run.steps(source, target):
+            pictures, target_pictures = appearance(images), to_float(target_images)
+            if args.beta is not None:
+                pictures = fda(pictures, target_pictures, args.beta)
+            run.show("self-training/source-target", [pictures[0], target_pictures[0]])
+
+            optimizer.zero_grad()
+            loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
+            loss.backward()
+            loss_target = segmentation_loss(model(target_pictures), pseudo_labels, args.aux_weight, criterion)
+            loss_target.backward()
+            optimizer.step()
+            schedule.step()
+            run.log(loss=loss, loss_target=loss_target)
+        run.evaluate(model, target=val, source=held_out)
+    run.finish()
+
+
+def label(args: argparse.Namespace, labellers: list[Path], target: SegmentationSet, run: Run) -> SegmentationSet:
+    """The target's train pictures with pseudo-labels of the labellers' mean prediction."""
+    networks = [build_from_checkpoint(load_checkpoint(path), path).to(args.device) for path in labellers]
+    if args.adapt_bn:
+        for network, path in zip(networks, labellers, strict=True):
+            try:
+                adapt_to(network, target, args.batch_size, args.workers, args.device)
+            except ValueError as error:
+                raise UserError(f"{path}: --adapt-bn: {error}") from None
+    return pseudo_labelled(
+        networks[0] if len(networks) == 1 else MeanSoftmax(networks),
+        target,
+        args.pseudo_labels or run.directory / "pseudo-labels",
+        {"labeller_sha256": args.labeller_sha256, "adapt_bn": args.adapt_bn and args.batch_size},
+        args.percentile,
+        args.confidence,
+        args.device,
+        args.workers,
+    )
+
+
+def sha256(path: Path) -> str:
+    """Of the file. Raises `UserError` when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+
+
+if __name__ == "__main__":
+    run_script(main)
