@@ -54,30 +54,26 @@ def fda(source: Tensor, target: Tensor, beta: float) -> Tensor:
 
 def _swap(source: Tensor, target: Tensor, b: int) -> Tensor:
     height, width = source.shape[-2:]
-    area = height * width
     old, new = _low_frequencies(source, b), _low_frequencies(target, b)
     amplitude = old.abs()
-    largest = source.abs().sum(dim=(-2, -1), keepdim=True)
+    largest = amplitude[..., b : b + 1, :1]  # the sum of the picture, at frequency (0, 0)
     phase = torch.where(amplitude > EMPTY * largest, old / amplitude.clamp(min=1e-30), torch.ones_like(old))
-    change = (new.abs() * phase - old) / area
+    change = (new.abs() * phase - old) / (height * width)
     change[..., 1:] *= 2  # columns 1 ... b stand for -b ... -1 too: the spectrum of a real picture is symmetric
     rows = _waves(height, -b, b, source.device).mT @ change  # [B, 3, H, b + 1], complex
     columns = _waves(width, 0, b, source.device)
-    return source + torch.cat((rows.real, -rows.imag), dim=-1) @ torch.cat((columns.real, columns.imag), dim=0)
+    thin = torch.cat((rows.real, -rows.imag), dim=-1).flatten(0, 2)
+    wide = torch.cat((columns.real, columns.imag), dim=0)
+    return torch.addmm(source.reshape(-1, width), thin, wide).view(source.shape)
 
 
 def _low_frequencies(pictures: Tensor, b: int) -> Tensor:
-    """complex64 [B, 3, 2b + 1, b + 1]: the DFT's rows -b ... b and columns 0 ... b.
-
-    The mean is taken out first and put back as the coefficient (0, 0), so that rounding scales with the contrast.
-    """
+    """complex64 [B, 3, 2b + 1, b + 1]: the DFT's rows -b ... b and columns 0 ... b."""
     height, width = pictures.shape[-2:]
-    mean = pictures.mean(dim=(-2, -1), keepdim=True)
     columns = _waves(width, 0, b, pictures.device)
-    thin = (pictures - mean) @ torch.cat((columns.real, -columns.imag), dim=0).mT
-    block = _waves(height, -b, b, pictures.device).conj() @ torch.complex(*thin.chunk(2, dim=-1))
-    block[..., b, 0] = mean[..., 0, 0] * (height * width)
-    return block
+    thin = torch.cat((columns.real, -columns.imag), dim=0) @ pictures.mT  # [B, 3, 2 (b + 1), H]
+    rows = _waves(height, -b, b, pictures.device).conj()
+    return (torch.complex(*thin.chunk(2, dim=-2)) @ rows.mT).mT
 
 
 @lru_cache(maxsize=32)
