@@ -11,7 +11,8 @@ target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CV
     python train_adversarial.py --demo                                          street scenes, minutes on a CPU
 
 A forward pass on the target in training mode moves the running statistics of batch normalisation even at
---lambda-adv 0, so such a run is no source-only baseline: it measures that effect alone.
+--lambda-adv 0, so such a run is no source-only baseline: it measures that effect alone. --bn-statistics target keeps
+the target's statistics only.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from torch.optim import Adam
 
 from models import build_discriminator
 from models.discriminator import MIN_SIDE
+from utils.adabn import statistics_kept
 from utils.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
 from utils.appearance import Appearance, to_float
 from utils.arguments import (
+    add_statistics_flag,
     geometry,
     number,
     parse,
@@ -71,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     adversarial.add_argument(
         "--lambda-entropy", type=number(0, 100), default=1e-3, metavar="X", help="MinEnt's (0.001)"
     )
+    add_statistics_flag(adversarial)
     args = parse(parser)
     if args.level == "feature" and args.input == "entropy":
         raise UserError("--level feature with --input entropy: features are no probabilities and have no entropy")
@@ -176,8 +180,9 @@ def segmenter_gradients(
         discriminator.requires_grad_(False)
 
     # (1) L_seg: cross-entropy on the source.
-    features = model.features(images)
-    outputs = model.decode(features, images.shape[-2:])
+    with statistics_kept(model, args.bn_statistics == "target"):
+        features = model.features(images)
+        outputs = model.decode(features, images.shape[-2:])
     loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
     loss.backward()
     seen_source = [view.detach() for view in views(features, outputs, args)]

@@ -10,7 +10,8 @@ probabilities over the target's train pictures: the median in BDL (Li et al., CV
     python train_pseudo_labels.py --demo --labeller runs/demo/source-only/checkpoint_last.pt --adapt-bn
 
 Each round starts anew from --weights or --init. The loss is the cross-entropy (--loss) on both domains, equally
-weighted; both pass through the network in training, so batch normalisation's running statistics mix the two.
+weighted; both pass through the network in training, so batch normalisation's running statistics mix the two, unless
+--bn-statistics target keeps the target's alone.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import hashlib
 from pathlib import Path
 
 from datasets import SegmentationSet
-from utils.adabn import adapt_to
+from utils.adabn import adapt_to, statistics_kept
 from utils.appearance import Appearance, to_float
 from utils.arguments import (
+    add_statistics_flag,
     geometry,
     number,
     parse,
@@ -72,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     labels.add_argument(
         "--beta", type=number(0, 0.499), metavar="B", help="train on the source in the target's style: FDA's band (off)"
     )
+    add_statistics_flag(labels)
     return parse(parser)
 
 
@@ -118,7 +121,9 @@ def train(
             run.show("self-training/source-target", [pictures[0], target_pictures[0]])
 
             optimizer.zero_grad()
-            loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
+            with statistics_kept(model, args.bn_statistics == "target"):
+                outputs = model(pictures)
+            loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
             loss.backward()
             loss_target = segmentation_loss(model(target_pictures), pseudo_labels, args.aux_weight, criterion)
             loss_target.backward()

@@ -28,7 +28,8 @@ from utils.losses import segmentation_loss
 
 def options(**changed):
     plain = {"level": "output", "input": "softmax", "gan": "vanilla", "aux_weight": 1.0, "min_entropy": False,
-             "lambda_entropy": 1e-3, "discriminator": "standard", "device": torch.device("cpu")}  # fmt: skip
+             "lambda_entropy": 1e-3, "discriminator": "standard", "device": torch.device("cpu"),
+             "bn_statistics": "both"}  # fmt: skip
     return Namespace(**(plain | changed))
 
 
@@ -101,6 +102,34 @@ def test_weight_zero_gives_the_source_only_gradients_exactly(batch):
     expected, found = gradients(plain), gradients(model)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def statistics(module):
+    return {name: value.clone() for name, value in module.state_dict().items() if "running" in name}
+
+
+def test_statistics_of_the_target_alone_are_kept_on_request(batch):
+    images, labels, target = batch
+    torch.manual_seed(0)
+    model = build_segmenter("bisenet").train()
+    alone, both = copy.deepcopy(model), copy.deepcopy(model)
+    alone(target)
+    both(images)
+    both(target)
+    discriminators, found = discriminators_for(model, options()), {}
+    for kept in ("target", "both"):
+        stepped = copy.deepcopy(model)
+        args = options(bn_statistics=kept)
+        segmenter_gradients(stepped, discriminators, images, labels, target, (1e-3,), args, silent)
+        found[kept] = statistics(stepped), gradients(stepped)
+        assert all(layer.momentum == 0.1 for layer in stepped.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert found["target"][0].keys() == statistics(alone).keys()
+    for name, value in statistics(alone).items():
+        assert torch.allclose(found["target"][0][name], value, rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(found["both"][0][name], statistics(both)[name], rtol=1e-5, atol=1e-6), name
+    assert not torch.allclose(*(found[kept][0]["context_path.bn1.running_mean"] for kept in found), rtol=1e-3)
+    for name, value in found["both"][1].items():  # training itself is the same: it normalises by the batch
+        assert torch.equal(found["target"][1][name], value), name
 
 
 class Perfect(nn.Module):

@@ -207,7 +207,7 @@ def command(game, city, trained):
 
 
 def test_self_training_runs_and_resumes_exactly(script, command, tmp_path, monkeypatch):
-    flags = ("--percentile", 66, "--beta", 0.05, "--adapt-bn")
+    flags = ("--percentile", 66, "--beta", 0.05, "--adapt-bn", "--bn-statistics", "target")
     assert_resumes_exactly(script, monkeypatch, tmp_path, lambda run_dir, *more: command(run_dir, *flags, *more))
     assert (tmp_path / "straight/pseudo-labels").is_dir()
     summary = json.loads(next((tmp_path / "straight/pseudo-labels").rglob("summary.json")).read_text())
@@ -233,6 +233,16 @@ def test_the_pseudo_labels_are_what_is_trained_on(script, command, tmp_path, mon
     assert 0 < kept[1.0] < kept[0.0]
     assert metrics[0]["loss"] == metrics[1]["loss"]
     assert metrics[0]["loss_target"] != metrics[1]["loss_target"]
+
+
+def test_statistics_of_the_target_alone_are_kept_on_request(script, command, tmp_path):
+    states = {}
+    for kept in ("both", "target"):
+        flags = ("--max-steps", 1, "--bn-statistics", kept)
+        assert script(*command(tmp_path / kept, *flags)).status == 0
+        states[kept] = load_checkpoint(tmp_path / kept / "checkpoint_last.pt")["weights"]
+    changed = {name for name, value in states["both"].items() if not torch.equal(value, states["target"][name])}
+    assert changed == {name for name in states["both"] if "running" in name}
 
 
 def test_a_round_is_labelled_by_the_one_before(script, command, tmp_path, trained, monkeypatch):

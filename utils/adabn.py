@@ -1,8 +1,10 @@
-"""AdaBN (Li et al., 2016): batch-normalisation statistics re-estimated on the target, nothing else changed."""
+"""Whose statistics batch normalisation keeps. AdaBN (Li et al., 2016): the target's, re-estimated after training and
+nothing else changed; or, in a training that sees both domains, the target's alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -50,3 +52,18 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], device: torch.d
     if used == 0:
         raise ValueError("AdaBN needs at least two target pictures in a batch")
     return used
+
+
+@contextlib.contextmanager
+def statistics_kept(model: nn.Module, kept: bool = True) -> Iterator[None]:
+    """Within it, forward passes in training mode normalise by their batch as always, and leave the running mean and
+    variance as they are. With `kept=False` nothing is different."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)] if kept else []
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum

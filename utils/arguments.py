@@ -137,6 +137,18 @@ def add_machine_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
+    """For methods that pass both domains through the network in training."""
+    group.add_argument(
+        "--bn-statistics",
+        choices=("both", "target"),
+        default="both",
+        help="whose running statistics batch normalisation keeps for evaluation: a mixture of both domains, as "
+        "published; or the target's alone, which fits where the network is used and falls less late in a run "
+        "(%(default)s)",
+    )
+
+
 def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     """The common flags; `source` tells whether the experiment reads GTA5 too. A script adds its own, then `parse`s."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
