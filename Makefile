@@ -17,7 +17,7 @@ test: .venv/installed
 	$(RUN) -m pytest
 
 # Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
-RUNS := upper-bound source-only adversarial adversarial-depthwise
+RUNS := upper-bound source-only adversarial adversarial-depthwise fda
 demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(DEMO)/pictures.json $(DEMO)/costs.md
 	@echo && cat $(DEMO)/costs.md
 	@echo && echo "Pictures, side by side: $(DEMO)/pictures/" && echo
@@ -34,6 +34,9 @@ $(DEMO)/adversarial/result.json: | .venv/installed
 
 $(DEMO)/adversarial-depthwise/result.json: | .venv/installed
 	$(RUN) train_adversarial.py --demo --discriminator depthwise --run-dir $(@D) --resume
+
+$(DEMO)/fda/result.json: | .venv/installed
+	$(RUN) train_fda.py --demo --run-dir $(@D) --resume
 
 # At the size of the published counts; few timed runs, since DeepLabV2 takes seconds on a CPU.
 $(DEMO)/costs.md: | .venv/installed

@@ -29,35 +29,48 @@ from utils.tables import markdown, mean_and_deviation  # noqa: E402
 
 @dataclass(frozen=True)
 class Cell:
-    """A row of the table: a training script with flags, or an evaluation of another row's checkpoint."""
+    """A row of the table: a training script with flags, or an evaluation.
+
+    needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax) or to label with them.
+    eval_every: epochs between evaluations, often enough to see a late fall, rare enough to cost little.
+    """
 
     script: str
     flags: tuple[str, ...] = ()
-    evaluates: str | None = None
-    eval_every: int = 2  # epochs: often enough to see a late fall, rare enough to cost little
+    needs: tuple[str, ...] = ()
+    eval_every: int = 2
 
 
-ADVERSARIAL = "train_adversarial.py"
+SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
-ADAPTED = {
+BASELINE, UPPER = "source only", "upper bound"
+BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
+ROWS = {
+    BASELINE: Cell(SOURCE_ONLY),
+    UPPER: Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
     "target forward pass, weight 0": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0")),
     "adversarial, standard": Cell(ADVERSARIAL),
     "adversarial, depthwise": Cell(ADVERSARIAL, ("--discriminator", "depthwise")),
     "AdvEnt": Cell(ADVERSARIAL, ("--input", "entropy")),
     "MinEnt": Cell(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
     "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
-}
-TRAINED = {
-    "source only": Cell("train_gta5.py"),
-    "upper bound": Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
-    **ADAPTED,
+    "adversarial, standard, target statistics": Cell(ADVERSARIAL, ("--bn-statistics", "target")),
+    "source only, jitter + blur": Cell(SOURCE_ONLY, ("--jitter", "--blur")),
+    "source only, OHEM": Cell(SOURCE_ONLY, ("--loss", "ohem")),
+    "source only, weighted loss": Cell(SOURCE_ONLY, ("--loss", "weighted")),
+    **{band: Cell(FDA, ("--beta", band.split()[-1])) for band in BANDS},
+    "FDA, mean of three": Cell("eval.py", needs=BANDS),
+    "LAB": Cell(FDA, ("--translation", "lab")),
+    "pseudo-labels after source only": Cell(SELF, needs=(BASELINE,)),
+    "pseudo-labels after source only with AdaBN": Cell(SELF, ("--adapt-bn",), needs=(BASELINE,)),
+    "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
 CELLS = {}
-for name, cell in TRAINED.items():
+for name, cell in ROWS.items():
     CELLS[name] = cell
-    if name != "upper bound":  # whose batch normalisation is the target's already
-        CELLS[f"{name} + AdaBN"] = Cell("eval.py", ("--adapt-bn",), evaluates=name)
-BASELINE, UPPER = "source only", "upper bound"
+    if name != UPPER:  # whose batch normalisation is the target's already
+        own = (name,) if cell.script != "eval.py" else cell.needs
+        CELLS[f"{name} + AdaBN"] = Cell("eval.py", ("--adapt-bn",), needs=own)
 FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
 
 
@@ -111,25 +124,28 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
     cell = CELLS[name]
     side = "x".join(str(s) for s in args.size)
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
-    if cell.evaluates is not None:
-        if not cell_file(args, cell.evaluates, seed).exists():
-            run_cell(args, cell.evaluates, seed)
-        checkpoint = args.out / cell_name(cell.evaluates, seed) / "checkpoint_last.pt"
-        if not checkpoint.exists():
-            raise UserError(f"{checkpoint}: missing; the row {name} evaluates it. Is --out where its run was made?")
+    checkpoints = []
+    for needed in cell.needs:
+        if not cell_file(args, needed, seed).exists():
+            run_cell(args, needed, seed)
+        checkpoints.append(str(args.out / cell_name(needed, seed) / "checkpoint_last.pt"))
+        if not Path(checkpoints[-1]).exists():
+            raise UserError(f"{checkpoints[-1]}: missing; the row {name} needs it. Is --out where its run was made?")
+    if cell.script == "eval.py":
         found = args.out / f".{cell_name(name, seed)}.json"
-        call([cell.script, str(checkpoint), *cell.flags, "--json", str(found), *machine])
-        figures = json.loads(found.read_text())["evaluations"][0]
+        call([cell.script, *checkpoints, *cell.flags, "--json", str(found), *machine])
+        figures = json.loads(found.read_text())["evaluations"][-1]
         found.unlink()
     else:
         run = args.out / cell_name(name, seed)
-        sizes = ["--size", side]
+        data = ["--cityscapes", str(args.cityscapes), "--size", side]
         if cell.script != "train_cityscapes.py":
-            sizes += ["--gta5", str(args.gta5), "--source-size", side]
+            data += ["--gta5", str(args.gta5), "--source-size", side]
+        if checkpoints:
+            data += ["--labeller", *checkpoints]
         evaluations = ["--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", str(cell.eval_every)]
-        call([cell.script, "--cityscapes", str(args.cityscapes), *sizes, "--weights", "none", "--batch-size",
-              str(args.batch_size), *evaluations, "--seed", str(seed), "--run-dir", str(run), "--resume",
-              *cell.flags, *machine])  # fmt: skip
+        call([cell.script, *data, "--weights", "none", "--batch-size", str(args.batch_size), *evaluations,
+              "--seed", str(seed), "--run-dir", str(run), "--resume", *cell.flags, *machine])  # fmt: skip
         figures = json.loads((run / "result.json").read_text())
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
     made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}

@@ -34,6 +34,23 @@ def test_auxiliary_heads_exist_in_training_only(script):
     assert [cell.strip() for cell in row.split("|")[2:4]] == ["12,068,672", "12,054,042"]
 
 
+def test_adaptation_hands_rows_to_the_rows_that_need_them(script, game, city, tmp_path):
+    done = script("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, "--size", "48x32", "--batch-size", 2,
+                  "--steps", 1, "--workers", 0, "--device", "cpu", "--out", tmp_path, "--seeds", 3,
+                  "--only", "FDA, mean of three", "pseudo-labels after FDA + AdaBN")  # fmt: skip
+    assert done.status == 0, done.err
+    runs = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    bands = {f"FDA--beta-0-{band}-seed3" for band in ("01", "05", "09")}
+    assert bands | {"pseudo-labels-after-FDA-seed3"} == {name for name in runs if name.endswith("seed3")}
+    config = json.loads((tmp_path / "pseudo-labels-after-FDA-seed3/config.json").read_text())
+    assert {path.split("/")[-2] for path in config["arguments"]["labeller"]} == bands
+    assert config["arguments"]["percentile"] == 66
+    mean = json.loads((tmp_path / "FDA--mean-of-three-seed3.json").read_text())
+    assert (mean["row"], mean["seed"], mean["step"]) == ("FDA, mean of three", 3, None)
+    alone = [json.loads((tmp_path / f"{band}.json").read_text())["miou"] for band in bands]
+    assert all(mean["miou"] != miou for miou in alone)
+
+
 def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game, city, tmp_path):
     def command(*more):
         return ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, "--size", "48x32", "--batch-size", 2,
