@@ -87,6 +87,10 @@ def main() -> None:
     named, records, side_by_side = [], [], {}
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
+        if checkpoint["closed"] < checkpoint["epoch"]:
+            print(
+                f"note: {path} was written in the middle of epoch {checkpoint['epoch']}, at step {checkpoint['step']}"
+            )
         model = build_from_checkpoint(checkpoint, path).to(args.device)
         data = _data(args, checkpoint["config"]["arguments"], path)
         sets.append(data)

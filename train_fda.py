@@ -38,7 +38,7 @@ from utils.errors import run_script
 from utils.fda import fda
 from utils.lab import match_lab
 from utils.losses import segmentation_loss
-from utils.run import Run, default_directory
+from utils.run import Run
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,11 +68,10 @@ def main() -> None:
     train_source, held_out = source_sets(args)
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
     bands = args.beta if args.translation == "fda" else [None]
-    root = args.run_dir or default_directory(args)
     for beta in bands:
         band = copy.copy(args)
         band.beta = beta
-        band.run_dir = root if len(bands) == 1 else root / f"beta-{beta:g}"
+        band.run_dir = args.root if len(bands) == 1 else args.root / f"beta-{beta:g}"
         train(band, train_source, held_out, train_target, val)
 
 

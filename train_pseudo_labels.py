@@ -44,7 +44,7 @@ from utils.errors import UserError, run_script
 from utils.fda import fda
 from utils.losses import segmentation_loss
 from utils.pseudo_labels import pseudo_labelled
-from utils.run import Run, default_directory
+from utils.run import Run
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,11 +82,10 @@ def main() -> None:
     args = parse_args()
     train_source, held_out = source_sets(args)
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
-    root = args.run_dir or default_directory(args)
     labellers = args.labeller
     for number_of in range(1, args.rounds + 1):
         this = copy.copy(args)
-        this.run_dir = root if args.rounds == 1 else root / f"round-{number_of}"
+        this.run_dir = args.root if args.rounds == 1 else args.root / f"round-{number_of}"
         this.labeller_sha256 = [sha256(path) for path in labellers]
         train(this, labellers, train_source, held_out, train_target, val)
         labellers = [this.run_dir / "checkpoint_last.pt"]

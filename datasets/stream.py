@@ -8,8 +8,8 @@ ends and the next begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +25,36 @@ EVALUATION_BATCH = 4
 """Fixed, so that training and eval.py compute the same convolutions and print the same digits."""
 
 
+class Replaced(NamedTuple):
+    """An item that stands for pictures that cannot be read: their names, and why."""
+
+    item: Any
+    problems: dict[str, str]
+
+
 class TrainingStream(Dataset):
     """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone.
 
     Up to `cache_bytes` of pictures and labels at the working size, before any geometry, stay in the memory of the
-    process that decoded them; each worker keeps its own.
+    process that decoded them; each worker keeps its own. With `skip` a picture that cannot be read is replaced by the
+    next one of the set that can, the same one every time.
     """
 
     def __init__(
-        self, data: SegmentationSet, geometry: Geometry, seed: int, stream: int, draws: int, cache_bytes: int = 0
+        self,
+        data: SegmentationSet,
+        geometry: Geometry,
+        seed: int,
+        stream: int,
+        draws: int,
+        cache_bytes: int = 0,
+        skip: bool = False,
     ) -> None:
         self.data, self.geometry, self.seed, self.stream, self.draws = data, geometry, seed, stream, draws
         self._pass: tuple[int, np.ndarray] | None = None
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._room = cache_bytes
+        self.skip = skip
 
     def __len__(self) -> int:
         return self.draws
@@ -51,14 +67,21 @@ class TrainingStream(Dataset):
             self._pass = (number, order)
         return int(self._pass[1][position])
 
-    def __getitem__(self, draw: int) -> tuple[Tensor, Tensor] | Tensor | UserError:
-        try:
-            image, label = self._pair(self.index(draw))
-        except UserError as error:  # given back, not raised: a worker's traceback is no message for a person
-            return error
+    def __getitem__(self, draw: int) -> tuple[Tensor, Tensor] | Tensor | Replaced | UserError:
+        index, problems = self.index(draw), {}
+        while True:
+            try:
+                image, label = self._pair(index)
+                break
+            except UserError as error:  # given back, not raised: a worker's traceback is no message for a person
+                problems[self.data.samples[index].name] = str(error)
+                if not self.skip or len(problems) == len(self.data):
+                    return error
+                index = (index + 1) % len(self.data)
         rng = np.random.default_rng((self.seed, self.stream, 1, draw))
         image, label = self.geometry(image, label, rng)
-        return image if label is None else (image, label)
+        item = image if label is None else (image, label)
+        return Replaced(item, problems) if problems else item
 
     def _pair(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Decoded once where there is room. Geometry writes into nothing it is given, so what is kept never changes."""
@@ -72,8 +95,16 @@ class TrainingStream(Dataset):
         return pair
 
 
-def training_loader(stream: TrainingStream, batch_size: int, first: int, workers: int, pin: bool) -> DataLoader:
-    """Batches of the stream from draw `first` on: (uint8 [B, 3, H, W], uint8 [B, H, W]), or the images alone."""
+def training_loader(
+    stream: TrainingStream,
+    batch_size: int,
+    first: int,
+    workers: int,
+    pin: bool,
+    on_worker: Callable[[int], None] | None = None,
+) -> DataLoader:
+    """From draw `first` on, (batch, problems): the batch is (uint8 [B, 3, H, W], uint8 [B, H, W]), or the images alone;
+    problems names the pictures that were replaced, and says why. `on_worker` is called in every worker at its start."""
     return DataLoader(
         stream,
         batch_size,
@@ -82,12 +113,17 @@ def training_loader(stream: TrainingStream, batch_size: int, first: int, workers
         collate_fn=_stack,
         pin_memory=pin,
         drop_last=True,
+        worker_init_fn=on_worker,
     )
 
 
-def evaluation_loader(data: SegmentationSet, workers: int) -> DataLoader:
+def evaluation_loader(
+    data: SegmentationSet, workers: int, on_worker: Callable[[int], None] | None = None
+) -> DataLoader:
     """Batches of (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or B None)."""
-    return DataLoader(_Reported(data), EVALUATION_BATCH, num_workers=workers, collate_fn=_stack_images)
+    return DataLoader(
+        _Reported(data), EVALUATION_BATCH, num_workers=workers, collate_fn=_stack_images, worker_init_fn=on_worker
+    )
 
 
 def batches(loader: DataLoader) -> Iterator[Any]:
@@ -117,7 +153,12 @@ def _first_error(items: list[Any]) -> UserError | None:
 
 
 def _stack(items: list[Any]) -> Any:
-    return _first_error(items) or torch.utils.data.default_collate(items)
+    problems: dict[str, str] = {}
+    for item in items:
+        if isinstance(item, Replaced):
+            problems |= item.problems
+    whole = [item.item if isinstance(item, Replaced) else item for item in items]
+    return _first_error(items) or (torch.utils.data.default_collate(whole), problems)
 
 
 def _stack_images(items: list[Any]) -> Any:

@@ -73,7 +73,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts(city, workers):
 
     def drawn(first, workers, seed=0, number=0):
         stream = TrainingStream(cityscapes(city, "train", SIZE), geometry, seed, number, draws=18)
-        return list(batches(training_loader(stream, 3, first * 3, workers, pin=False)))
+        return [batch for batch, _ in batches(training_loader(stream, 3, first * 3, workers, pin=False))]
 
     whole, rest = drawn(0, 0), drawn(4, workers)
     assert len(whole) == 6
@@ -99,7 +99,7 @@ def test_what_is_kept_in_memory_changes_no_batch_and_is_decoded_once(city, monke
 
 def test_unlabelled_streams_give_pictures_alone(city):
     stream = TrainingStream(cityscapes(city, "train", SIZE, labelled=False), Geometry(SIZE), 0, 0, draws=4)
-    (batch,) = batches(training_loader(stream, 4, 0, 0, pin=False))
+    ((batch, _),) = batches(training_loader(stream, 4, 0, 0, pin=False))
     assert batch.shape == (4, 3, 32, 48)
     pictures = {picture(number).tobytes() for number in range(4)}
     assert {image.permute(1, 2, 0).numpy().tobytes() for image in batch} == pictures

@@ -23,7 +23,7 @@ def adapt_to(model: nn.Module, data: SegmentationSet, batch_size: int, workers: 
     batch = min(batch_size, len(data))
     stream = TrainingStream(data, Geometry(data.size), seed=0, stream=0, draws=len(data) // batch * batch)
     loader = training_loader(stream, batch, first=0, workers=workers, pin=False)
-    return adapt_batch_norm(model, batches(loader), device)
+    return adapt_batch_norm(model, (images for images, _ in batches(loader)), device)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from datasets.gta5 import ENCODINGS
 from datasets.labels import CLASS_NAMES
 from models.bisenet import CHANNELS
 
+from .checkpoint import LAST, PREVIOUS
 from .errors import Parser, UserError
 from .losses import LOSSES, PixelLoss, cross_entropy, focal, median_frequency_weights, ohem
 
@@ -149,6 +151,12 @@ def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def default_directory(args: argparse.Namespace) -> Path:
+    """Where a run goes that was given no --run-dir."""
+    name = f"{args.script}-{args.model}-{args.backbone}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs", name)
+
+
 def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     """The common flags; `source` tells whether the experiment reads GTA5 too. A script adds its own, then `parse`s."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,6 +258,25 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     run.add_argument(
         "--eval-every", type=positive, default=1, metavar="N", help="epochs between evaluations and checkpoints (1)"
     )
+    run.add_argument(
+        "--checkpoint-minutes", type=number(0, 1e6), default=10.0, metavar="X",
+        help="between checkpoints within an epoch: what a killed run loses at most (10)",
+    )  # fmt: skip
+    run.add_argument(
+        "--stop-after", type=number(0, 1e6), metavar="MINUTES",
+        help="then write a checkpoint and end with status 75; for queues and notebooks with a limit",
+    )  # fmt: skip
+    run.add_argument(
+        "--allow-changes", action="store_true", help="with --resume, go on although arguments or data have changed"
+    )
+    run.add_argument(
+        "--on-bad-sample", choices=("stop", "skip"), default="stop",
+        help="a training picture that cannot be read: stop, or take the next one and list it (%(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--max-bad-share", type=number(0, 1), default=0.01, metavar="SHARE",
+        help="with skip: stop when more of a set's pictures cannot be read (0.01)",
+    )  # fmt: skip
     add_machine_flags(run)
     return parser
 
@@ -271,6 +298,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         raise UserError("--batch-size 1: batch normalisation of pooled features needs at least 2 pictures a batch")
     if args.resume and args.run_dir is None:
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
+    args.run_dir = args.root = args.run_dir or default_directory(args)  # a script may put several runs below its root
     source = "gta5_encoding" in known
     if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
         try:
@@ -320,7 +348,7 @@ def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
     """
     if args.model == "deeplabv2":
         options["frozen_batch_norm"] = args.weights != "none"
-    resumed = args.resume and (args.run_dir / "checkpoint_last.pt").exists()
+    resumed = args.resume and any((args.run_dir / name).exists() for name in (LAST, PREVIOUS))
     replaced = args.init is not None or resumed
     try:
         model = models.build_segmenter(

@@ -1,8 +1,10 @@
-"""Checkpoints: self-contained, written atomically, read with `weights_only=True` alone."""
+"""Checkpoints: self-contained, written atomically, with a checksum, read with `weights_only=True` alone."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -10,13 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import models
 
 from .errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -31,15 +34,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,9 +55,47 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes what `load_checkpoint` reads: at least network (options), weights, class_names, config, step, epoch."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT} | content, file))
+def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes what `load_checkpoint` reads: at least network (options), weights, class_names, config, step, epoch.
+
+    What stood at `path` goes to `previous`, where one is named, once the new file is on the disk and was read back.
+    Raises `UserError` when it cannot be written, or not be read as it was written; then what stood there stays.
+    """
+    content = {key: value for key, value in content.items() if key not in ("format", "checksum")}
+    buffer = io.BytesIO()  # so that a full disk is an OSError of ours and not an error inside torch
+    torch.save({"format": FORMAT} | content | {"checksum": checksum(content)}, buffer)
+    written = path.with_name(f".{path.name}.new")
+    write_atomically(written, lambda file: file.write(buffer.getbuffer()))
+    if hashlib.sha256(written.read_bytes()).digest() != hashlib.sha256(buffer.getbuffer()).digest():
+        raise UserError(f"{written}: the disk gives back other bytes than were written; {path} was left as it is")
+    if previous is not None and path.exists():
+        os.replace(path, previous)
+    os.replace(written, path)
+    _sync(path.parent)
+
+
+def checksum(content: Any) -> str:
+    """SHA-256 over dicts, lists, tensors (values, shape and type) and plain values, however they lie in a file."""
+    digest = hashlib.sha256()
+    _feed(digest, content)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        digest.update(f"dict {len(value)}".encode())
+        for key, item in value.items():
+            _feed(digest, key)
+            _feed(digest, item)
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)}".encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(f"{type(value).__name__} {value!r}".encode())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -64,7 +110,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no checkpoint of this project (it lacks the network's name and configuration)")
     if content["format"] != FORMAT:
         raise UserError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}")
+    expected = content.pop("checksum", None)
+    if checksum({key: value for key, value in content.items() if key != "format"}) != expected:
+        raise UserError(f"{path}: damaged, its checksum does not fit its content")
     return content
+
+
+def load_newest(directory: Path) -> dict[str, Any] | None:
+    """A run's newest checkpoint that is whole, None where none was written yet. Says when it is not the last one.
+
+    Raises `UserError` when there are checkpoints and every one is damaged.
+    """
+    problems = []
+    for path in (directory / LAST, directory / PREVIOUS):
+        if path.exists():
+            try:
+                content = load_checkpoint(path)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if problems or path.name != LAST:
+                print(f"note: {'; '.join(problems) or f'{LAST} is missing'}; going on from {path.name}")
+            return content
+    if problems:
+        raise UserError(f"no checkpoint of the run is whole: {'; '.join(problems)}; begin anew in another --run-dir")
+    return None
 
 
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:

@@ -25,11 +25,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130."""
     try:
         main()
     except UserError as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except torch.cuda.OutOfMemoryError:
         message = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
     else:

@@ -2,14 +2,15 @@
 
     config.json          arguments, versions, commit, data, what an epoch is
     metrics.jsonl        one line an evaluated epoch
-    checkpoint_last.pt   the newest checkpoint: the headline of the run, and what --resume reads
+    checkpoint_last.pt   the newest checkpoint: the headline of the run, and what --resume reads (while the run lasts
+                         checkpoint_previous.pt is the one before it, should the newest be damaged)
     checkpoint_best.pt   the best epoch by the target's labels: an oracle, never the headline
     result.json          written at the end
     tensorboard/         scalars and example pictures
 
 Everything that is drawn in step k is a function of (seed, k): data by `datasets.stream`, and torch's, NumPy's and
 Python's generators, which are seeded anew at every step. That is why a resumed run computes what an uninterrupted
-one computes.
+one computes, wherever it was interrupted: between two steps, or in the middle of an evaluation.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import argparse
 import json
 import math
 import random
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -37,9 +41,11 @@ from datasets.stream import TrainingStream, batches, evaluation_loader, training
 from models.layers import resize
 
 from .appearance import to_float
-from .checkpoint import load_checkpoint, save_checkpoint, start_from, write_atomically, write_json
+from .checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint, start_from, write_atomically, write_json
 from .errors import UserError
 from .evaluation import evaluate, predict
+from .interruption import Interruption, Stop, worker_signals
+from .lock import DirectoryLock
 from .pictures import panel
 from .provenance import commit, device_name, fingerprint, versions
 from .tables import percent, result_tables
@@ -56,7 +62,13 @@ EXAMPLES = 3
 """Target pictures shown in TensorBoard at every evaluation, always the same."""
 
 FREE = {
+    "root",
     "resume",
+    "allow_changes",
+    "checkpoint_minutes",
+    "stop_after",
+    "on_bad_sample",
+    "max_bad_share",
     "no_cache",
     "run_dir",
     "workers",
@@ -81,13 +93,17 @@ class Run:
         self.steps_per_epoch = max(1, len(epoch_of) // args.batch_size)
         epochs = args.epochs or (sys.maxsize if args.max_steps else DEFAULT_EPOCHS)
         self.total_steps = min(epochs * self.steps_per_epoch, args.max_steps or sys.maxsize)
-        self.step, self.epoch = 0, 0
+        self.step, self.epoch, self.closed = 0, 0, 0  # steps done, epoch in progress, epochs done and evaluated
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self._kept: dict[str, Any] = {}
         self._losses: dict[str, Tensor] = {}
         self._epoch_losses: dict[str, list[float]] = {}
-        self._streams = 0
+        self._streams: list[TrainingStream] = []
+        self._bad: dict[str, str] = {}
+        self._interruption = Interruption(args.stop_after)
+        self._saved = time.monotonic()
+        self._changes: list[str] = []
         self.config = {
             "script": args.script,
             "arguments": {key: _plain(value) for key, value in vars(args).items()},
@@ -99,7 +115,8 @@ class Run:
             "commit": commit(),
             "device": device_name(self.device),
         }
-        self.directory = args.run_dir or default_directory(args)
+        self.directory = args.run_dir
+        self._begun = args.resume and (self.directory / "config.json").exists()
         self._refuse_another_run()
         seed_everything(args.seed, 0)
         print(
@@ -112,9 +129,11 @@ class Run:
     def _refuse_another_run(self) -> None:
         """A directory is new, or empty, or this very run's and to be resumed."""
         directory, started = self.directory, (self.directory / "config.json").exists()
-        if self.args.resume and started:
+        if self._begun:
             self._compare_config(directory / "config.json")
-        elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        elif directory.exists() and (
+            not directory.is_dir() or any(path.name != ".lock" for path in directory.iterdir())
+        ):
             raise UserError(
                 f"--run-dir {directory} holds a run already; --resume goes on with it, another --run-dir starts anew"
                 if started
@@ -125,11 +144,15 @@ class Run:
         """Once everything is built, so that a mistake in a flag leaves no directory behind."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = DirectoryLock(self.directory)
         except OSError as error:
-            raise UserError(f"--run-dir {self.directory}: cannot be made ({error.strerror})") from None
-        if not (self.directory / "config.json").exists():
+            raise UserError(f"--run-dir {self.directory}: cannot be used ({error.strerror})") from None
+        if not self._begun:
+            self._refuse_another_run()  # another process may have been faster
+        for left in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+        if self._changes or not (self.directory / "config.json").exists():
             write_json(self.directory / "config.json", self.config)
-        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self.step else None)
 
     def _compare_config(self, path: Path) -> None:
         try:
@@ -151,29 +174,71 @@ class Run:
         for what in ("commit", "versions"):
             if before.get(what) != self.config[what]:
                 print(f"note: the run was started with another {what} ({before.get(what)})")
-        if changed:
-            raise UserError(f"--resume {path.parent}: the run was started otherwise: {'; '.join(changed)}")
+        if changed and not self.args.allow_changes:
+            raise UserError(
+                f"--resume {path.parent}: the run was started otherwise: {'; '.join(changed)}; --allow-changes goes on "
+                "nevertheless, from the next step with what is asked for now"
+            )
+        for change in changed:
+            print(f"note: {change}")
+        self._changes = changed
+        self.config["changes"] = [*before.get("changes", []), *changed]
 
     def restore(self, model: nn.Module, **others: Any) -> None:
         """Names what checkpoints keep (`model` is the deployed network; others have state_dict) and, with --resume,
         brings all of it back; else, with --init, starts the network from another run's."""
         self._kept = {"model": model, **others}
-        path = self.directory / "checkpoint_last.pt"
-        if self.args.resume and path.exists():
-            checkpoint = load_checkpoint(path)
-            try:
-                model.load_state_dict(checkpoint["weights"])
-                for name, part in others.items():
-                    part.load_state_dict(checkpoint["training"][name])
-            except (KeyError, ValueError, RuntimeError) as error:
-                raise UserError(f"{path}: does not fit this run ({error})") from None
-            self.step, self.epoch = checkpoint["step"], checkpoint["epoch"]
-            self.history, self.best = checkpoint["history"], checkpoint["best"]
-            self._write_history()
-            print(f"goes on after step {self.step}, epoch {self.epoch}")
-        elif self.args.init is not None:
+        if not self._begun and self.args.init is not None:
             start_from(model, self.args.init)
         self._open_directory()
+        checkpoint = load_newest(self.directory) if self._begun else None
+        if checkpoint is not None:
+            self._load(checkpoint)
+        elif self._begun and self.args.init is not None:
+            start_from(model, self.args.init)
+        for name, part in others.items():
+            if isinstance(part, Optimizer):
+                self._watch_gradients(name, part)
+        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self.step else None)
+        self._interruption.listen()
+        self._saved = time.monotonic()
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
+        """Everything as the checkpoint has it; with --allow-changes rates and the like as the arguments have them."""
+        others = {name: part for name, part in self._kept.items() if name != "model"}
+        try:
+            self._kept["model"].load_state_dict(checkpoint["weights"])
+            for name, part in others.items():
+                asked = [dict(group) for group in part.param_groups] if isinstance(part, Optimizer) else None
+                if self._changes and isinstance(part, LRScheduler):
+                    continue
+                part.load_state_dict(checkpoint["training"][name])
+                if self._changes and asked:
+                    for group, settings in zip(part.param_groups, asked, strict=True):
+                        group.update({key: value for key, value in settings.items() if key != "params"})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.directory}: its checkpoint does not fit this run ({error})") from None
+        self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
+        self.history, self.best = checkpoint["history"], checkpoint["best"]
+        self._epoch_losses, self._bad = checkpoint["epoch_losses"], checkpoint["bad_samples"]
+        if self._changes:
+            self.closed = self.step // self.steps_per_epoch  # another batch size or set: epochs are others
+            for part in others.values():
+                if isinstance(part, LRScheduler):
+                    _move_to(part, self.step)
+        self._write_history()
+        print(f"goes on after step {self.step}, epoch {self.epoch}")
+
+    def _watch_gradients(self, name: str, optimizer: Optimizer) -> None:
+        """Logs the norm of the gradients before every step; one that is not finite stops the run."""
+        title = "gradient" if name == "optimizer" else f"gradient_{name.removesuffix('_optimizer')}"
+
+        def norm(optimizer: Optimizer, *_: Any) -> None:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+            self.log(**{title: torch.linalg.vector_norm(norms)})
+
+        optimizer.register_step_pre_hook(norm)
 
     def _content(self) -> dict[str, Any]:
         model = self._kept["model"]
@@ -184,17 +249,22 @@ class Run:
             "config": self.config,
             "step": self.step,
             "epoch": self.epoch,
+            "closed": self.closed,
             "metrics": self.history[-1] if self.history else None,
         }
 
     def _save(self) -> None:
+        """Raises `UserError` for a loss that is not finite, so that what is kept is good."""
+        self._read_losses()
         content = self._content()
         if self.best is not None and self.best["step"] == self.step:
-            save_checkpoint(self.directory / "checkpoint_best.pt", content)
+            save_checkpoint(self.directory / BEST, content)
         training = {name: part.state_dict() for name, part in self._kept.items() if name != "model"}
         content |= {"training": training, "history": self.history, "best": self.best}
-        save_checkpoint(self.directory / "checkpoint_last.pt", content)
+        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad}
+        save_checkpoint(self.directory / LAST, content, self.directory / PREVIOUS)
         self._write_history()
+        self._saved = time.monotonic()
 
     def _write_history(self) -> None:
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
@@ -204,34 +274,66 @@ class Run:
 
     def stream(self, data: SegmentationSet, geometry: Geometry) -> Iterator[Any]:
         """Batches of a training set from the run's present step to its last, as `datasets.stream` draws them."""
-        number, self._streams = self._streams, self._streams + 1
-        batch = self.args.batch_size
+        batch, number = self.args.batch_size, len(self._streams)
+        cache = 0 if self.args.no_cache else CACHE_BYTES // max(1, self.args.workers)
+        skip = self.args.on_bad_sample == "skip"
+        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, cache, skip)
+        self._streams.append(stream)
 
         def draw() -> Iterator[Any]:
-            cache = 0 if self.args.no_cache else CACHE_BYTES // max(1, self.args.workers)
-            stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, cache)
             pin = self.device.type == "cuda"
-            yield from batches(training_loader(stream, batch, self.step * batch, self.args.workers, pin))
+            loader = training_loader(stream, batch, self.step * batch, self.args.workers, pin, worker_signals)
+            for drawn, problems in batches(loader):
+                if problems:
+                    self._note_bad(data, problems)
+                yield drawn
 
         return draw()
 
+    def _note_bad(self, data: SegmentationSet, problems: dict[str, str]) -> None:
+        """Lists pictures that were replaced; raises `UserError` when they are too many of their set."""
+        found = {f"{data.name}: {name}": problem for name, problem in problems.items()}
+        new = found.keys() - self._bad.keys()
+        if not new:
+            return
+        for name in sorted(new):
+            print(f"note: skipped {name} ({found[name]})")
+        self._bad |= found
+        lines = "".join(f"{name}\t{problem}\n" for name, problem in sorted(self._bad.items()))
+        write_atomically(self.directory / "bad_samples.txt", lambda file: file.write(lines.encode()))
+        bad = sum(name.startswith(f"{data.name}: ") for name in self._bad)
+        if bad > self.args.max_bad_share * len(data):
+            raise UserError(
+                f"{bad} of {len(data)} pictures of {data.name} cannot be read, more than --max-bad-share "
+                f"{self.args.max_bad_share:g}; they are listed in {self.directory / 'bad_samples.txt'}"
+            )
+
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left, from 1."""
-        while self.step < self.total_steps:
-            self.epoch += 1
-            yield self.epoch
-        self.board.close()
+        """The epochs that are left, from 1; one that was interrupted is continued."""
+        try:
+            while self.closed * self.steps_per_epoch < self.total_steps:
+                self.epoch = self.closed + 1
+                yield self.epoch
+                self.closed = self.epoch
+        finally:
+            self._interruption.close()
+            self._lock.release()
+            self.board.close()
 
     def steps(self, *streams: Iterator[Any]) -> Iterator[Any]:
         """The steps of one epoch: a batch of each stream, on the device (one stream: the batch itself).
 
-        Shows the progress; raises `UserError` when a logged loss is not finite.
+        Shows the progress; raises `UserError` when a logged loss is not finite. Ends the process, with a checkpoint,
+        when it is to stop.
         """
-        count = min(self.steps_per_epoch, self.total_steps - self.step)
-        self._epoch_losses = {}
+        first = (self.epoch - 1) * self.steps_per_epoch
+        count = min(first + self.steps_per_epoch, self.total_steps) - self.step
+        if self.step == first:
+            self._epoch_losses = {}
         with tqdm(total=count, desc=f"epoch {self.epoch}", unit="step", disable=None, leave=False) as bar:
             start, seen = time.perf_counter(), 0
             for position in range(count):
+                self._pause()
                 batch = [_to(next(stream), self.device) for stream in streams]
                 seed_everything(self.args.seed, self.step + 1)
                 yield batch[0] if len(batch) == 1 else tuple(batch)
@@ -246,6 +348,27 @@ class Run:
                     self.board.add_scalar("speed/images_per_second", rate, self.step)
                     self.board.add_scalar("train/rate", self._rate(), self.step)
 
+    def _pause(self) -> None:
+        """Between two steps, and between two batches of an evaluation: is it time for a checkpoint, or to stop?"""
+        self._lock.touch()
+        stop = self._interruption.stop()
+        if stop is not None:
+            self._stop(stop)
+        minutes = self.args.checkpoint_minutes
+        if time.monotonic() - self._saved >= 60 * minutes and self.step > 0:
+            self._save()
+
+    def _stop(self, stop: Stop) -> NoReturn:
+        """Writes a checkpoint, says how to go on, ends the process."""
+        self._save()
+        again = [Path(sys.argv[0]).name, *sys.argv[1:], "--run-dir", str(self.args.root), "--resume"]
+        print(
+            f"{stop.reason} after step {self.step} of {self.total_steps}, in epoch {self.epoch}; a checkpoint is "
+            f"written. Go on with: python {shlex.join(again)}",
+            flush=True,
+        )
+        raise SystemExit(stop.status)
+
     def _rate(self) -> float:
         """The segmenter's present learning rate."""
         return self._kept["optimizer"].param_groups[0]["lr"]
@@ -257,28 +380,42 @@ class Run:
             self._losses.setdefault(name, []).append(value)
 
     def _read_losses(self) -> dict[str, float]:
-        means = {}
+        """Writes what was logged since the last reading; gives the means. Raises `UserError` at what is not finite."""
+        means, wrong = {}, []
         for name, values in self._losses.items():
             read = torch.stack(values).tolist()
-            for offset, value in enumerate(read):
+            for step, value in enumerate(read, start=self.step - len(read) + 1):
+                self.board.add_scalar(f"train/{name}", value, step)
                 if not math.isfinite(value):
-                    step = self.step - len(read) + offset + 1
-                    last = self.directory / "checkpoint_last.pt"
-                    raise UserError(
-                        f"{name} is {value} at step {step} (epoch {self.epoch}): the run stops. Try a lower --lr; "
-                        + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet")
-                    )
-                self.board.add_scalar(f"train/{name}", value, self.step - len(read) + offset + 1)
+                    wrong.append((step, name.startswith("gradient"), name, value))  # the loss is named first
             self._epoch_losses.setdefault(name, []).extend(read)
             means[name] = sum(read) / len(read)
+        if wrong:
+            step, _, name, value = min(wrong, key=lambda found: found[:3])
+            last = self.directory / LAST
+            raise UserError(
+                f"{name} is {value} at step {step} (epoch {self.epoch}), on {self._pictures(step)}: the run stops. "
+                "Try a lower --lr; "
+                + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet")
+            )
         self._losses = {}
         return means
+
+    def _pictures(self, step: int) -> str:
+        """What the batch of a step (from 1) was drawn from, by name."""
+        batch = self.args.batch_size
+        draws = range((step - 1) * batch, step * batch)
+        return "; ".join(
+            f"{stream.data.name} " + ", ".join(stream.data.samples[stream.index(draw)].name for draw in draws)
+            for stream in self._streams
+        )
 
     # Evaluation and the end
 
     def evaluate(self, model: nn.Module, **sets: SegmentationSet | None) -> None:
         """At the end of an epoch: the figures on each set, `target` first among them; writes last and best."""
         done = self.step >= self.total_steps
+        self._pause()
         if self.epoch % self.args.eval_every and not done:
             return
         entry: dict[str, Any] = {
@@ -290,8 +427,8 @@ class Run:
         for name, data in sets.items():
             if data is None:
                 continue
-            loader = evaluation_loader(data, self.args.workers)
-            entry[name] = metrics = evaluate(model, batches(loader), self.device, CLASS_NAMES)
+            loader = evaluation_loader(data, self.args.workers, worker_signals)
+            entry[name] = metrics = evaluate(model, self._watched(batches(loader)), self.device, CLASS_NAMES)
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", metrics[figure], self.step)
@@ -307,7 +444,13 @@ class Run:
             if name in entry
         )
         print(f"epoch {self.epoch}, step {self.step}/{self.total_steps}: {shown}; {figures}", flush=True)
+        self.closed = self.epoch
         self._save()
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self._pause()
+            yield batch
 
     @torch.no_grad()
     def _show_examples(self, model: nn.Module, data: SegmentationSet) -> None:
@@ -339,6 +482,7 @@ class Run:
             "commit": self.config["commit"],
         }
         write_json(self.directory / "result.json", result)
+        (self.directory / PREVIOUS).unlink(missing_ok=True)
         rows = [(f"last (step {last['step']})", last["target"])]
         if self.best is not None:
             rows.append((f"oracle: best epoch by target labels ({self.best['epoch']})", self.best["target"]))
@@ -348,10 +492,12 @@ class Run:
         print(result_tables(rows))
 
 
-def default_directory(args: argparse.Namespace) -> Path:
-    """Where a run goes that was given no --run-dir."""
-    name = f"{args.script}-{args.model}-{args.backbone}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs", name)
+def _move_to(schedule: LRScheduler, step: int) -> None:
+    """Where the schedule would be after that many steps."""
+    schedule.last_epoch = step
+    schedule._last_lr = schedule._get_closed_form_lr()
+    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def seed_everything(seed: int, step: int) -> None:

@@ -1,0 +1,69 @@
+"""When a run has to stop before its end: a scheduler's or a person's signal, or its own limit of time.
+
+The first SIGINT, SIGTERM or SIGUSR1 is a request: the step ends, a checkpoint is written, the process exits with the
+conventional status. A second one ends the process at once; what is on disk is whole at every moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, NamedTuple
+
+STARTED = time.monotonic()
+"""When this process began, nearly enough: --stop-after counts from here, over all bands or rounds of a script."""
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+TIME_IS_UP = 75
+"""Exit status after --stop-after: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+class Stop(NamedTuple):
+    """Why the run is to stop, and the exit status that says so."""
+
+    reason: str
+    status: int
+
+
+class Interruption:
+    """Listens from `listen` to `close`."""
+
+    def __init__(self, stop_after_minutes: float | None) -> None:
+        self.limit = stop_after_minutes
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Signal handlers belong to the process; those that were there come back with `close`."""
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody listen
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = number
+
+    def stop(self) -> Stop | None:
+        """What to stop for, if anything."""
+        if self._received is not None:
+            return Stop(f"stopped by {signal.Signals(self._received).name}", 128 + self._received)
+        if self.limit is not None and time.monotonic() - STARTED >= 60 * self.limit:
+            return Stop(f"--stop-after {self.limit:g} minutes are over", TIME_IS_UP)
+        return None
+
+
+def worker_signals(worker: int) -> None:
+    """For loader workers, which a scheduler signals too: the run decides when they end. A second SIGTERM ends them,
+    as the process that started them does at its exit."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
