@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
 from utils.checkpoint import load_checkpoint
 from utils.errors import run_script
-from utils.run import Run
+from utils.interruption import Interruption, Stop
 
 torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tests start
@@ -164,26 +167,43 @@ def same(a: Any, b: Any) -> bool:
 
 
 def assert_resumes_exactly(script, monkeypatch, folder: Path, command: Callable[..., tuple]) -> dict[str, Any]:
-    """A run stopped after its first evaluation and resumed leaves what an uninterrupted one leaves, bit for bit.
+    """A run stopped again and again, in epochs and in evaluations, and resumed, leaves what a straight one leaves, bit
+    for bit.
 
     command(run directory, *more flags) gives the script's name and arguments. Returns the straight run's checkpoint.
     """
     assert script(*command(folder / "straight")).status == 0
-    evaluate = Run.evaluate
+    pauses = itertools.count(1)  # between steps, and between batches of an evaluation
 
-    def interrupted(self, *arguments, **sets):
-        evaluate(self, *arguments, **sets)
-        raise KeyboardInterrupt
+    def stop(self: Interruption) -> Stop | None:
+        return Stop("stopped by a test", 99) if next(pauses) % 4 == 0 else None
 
+    stops, done = 0, None
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "evaluate", interrupted)
-        assert script(*command(folder / "broken")).status == 130
-    assert not (folder / "broken/result.json").exists()
-    done = script(*command(folder / "broken", "--resume"))
+        patch.setattr(Interruption, "stop", stop)
+        while done is None or done.status == 99:
+            assert stops < 30
+            done = script(*command(folder / "broken", *(["--resume"] if stops else [])))
+            stops += 1
     assert done.status == 0, done.err
-    straight, broken = (load_checkpoint(folder / name / "checkpoint_last.pt") for name in ("straight", "broken"))
-    for part in ("weights", "training", "history", "step", "epoch"):
-        assert same(straight[part], broken[part]), part
-    lines = [(folder / name / "metrics.jsonl").read_text() for name in ("straight", "broken")]
-    assert lines[0] == lines[1]
-    return straight
+    assert stops > 2
+    assert_same_runs(folder / "straight", folder / "broken")
+    return load_checkpoint(folder / "straight/checkpoint_last.pt")
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Checkpoints, metrics and logged values, bit for bit; times and rates aside."""
+    a, b = (load_checkpoint(run / "checkpoint_last.pt") for run in (one, other))
+    for part in ("weights", "training", "history", "best", "step", "epoch", "closed", "epoch_losses"):
+        assert same(a[part], b[part]), part
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0] == results[1]
+    assert logged(one) == logged(other)
+
+
+def logged(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: tag -> (step, value), less the speed."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

@@ -256,6 +256,7 @@ class Run:
     def _save(self) -> None:
         """Raises `UserError` for a loss that is not finite, so that what is kept is good."""
         self._read_losses()
+        self.board.flush()  # what is logged and what is kept end at the same step
         content = self._content()
         if self.best is not None and self.best["step"] == self.step:
             save_checkpoint(self.directory / BEST, content)

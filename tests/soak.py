@@ -1,0 +1,102 @@
+"""Kills training scripts at random moments and compares what they end with. Used by the tests, and by hand for long:
+
+    python tests/soak.py --kills 30
+
+Every script runs once undisturbed; then once more, killed with SIGKILL after a random time, resumed, killed again, ...
+until the kills are used up. Checkpoints are written after every step, so many kills meet a file being written. Both
+runs must end alike, bit for bit: weights, optimizers, metrics, logged values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import SMALL, SOURCE, assert_same_runs, write_cityscapes, write_gta5  # noqa: E402
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def commands(game: Path, city: Path, labeller: Path) -> dict[str, list[str]]:
+    """What each script is called with, less --run-dir."""
+    common = [*SMALL, "--workers", 1, "--epochs", 4, "--checkpoint-minutes", 0, "--cityscapes", city]
+    both = [*common, *SOURCE, "--gta5", game]
+    return {
+        name: [str(part) for part in [f"{name}.py", *flags]]
+        for name, flags in {
+            "train_cityscapes": common,
+            "train_gta5": [*both, "--jitter", "--source-holdout", 0.2],
+            "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
+            "train_fda": [*both, "--beta", 0.05, "--blur"],
+            "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66],
+        }.items()
+    }
+
+
+def start(command: Sequence[str], run_dir: Path, *more: str) -> subprocess.Popen:
+    """The script as a process of its own; its output is kept beside the run directory."""
+    with open(run_dir.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *command, "--run-dir", str(run_dir), *more],
+            cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def finished(command: Sequence[str], run_dir: Path, *more: str) -> None:
+    """Runs to the end. Raises AssertionError, with what the script said, when it fails."""
+    status = start(command, run_dir, *more).wait()
+    assert status == 0, run_dir.with_suffix(".log").read_text()[-3000:]
+
+
+def killed_and_resumed(
+    command: Sequence[str], run_dir: Path, kills: int, moment: Callable[[], float], number: int = signal.SIGKILL
+) -> int:
+    """Starts the run, sends a signal to all its processes `moment()` seconds after its first checkpoint was there,
+    resumes, and so on; at last lets it finish. Returns how often a signal met a run that was at work."""
+    met = 0
+    for _ in range(kills):
+        process = start(command, run_dir, "--resume")
+        while process.poll() is None and not (run_dir / "checkpoint_last.pt").exists():
+            time.sleep(0.05)
+        time.sleep(moment())
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            met += 1
+        process.wait()
+    finished(command, run_dir, "--resume")
+    return met
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, help="of each script (30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        game = write_gta5(home / "gta5", count=20)
+        city = write_cityscapes(home / "cityscapes", counts=(("train", 10), ("val", 4)))
+        labeller = home / "labeller"
+        all_commands = commands(game, city, labeller / "checkpoint_last.pt")
+        finished([*all_commands["train_cityscapes"], "--max-steps", "1"], labeller)
+        for name, command in all_commands.items():
+            finished(command, home / f"{name}-straight")
+            met = killed_and_resumed(command, home / f"{name}-killed", args.kills, lambda: rng.uniform(0, 8))
+            assert_same_runs(home / f"{name}-straight", home / f"{name}-killed")
+            print(f"{name}: {args.kills} starts, {met} killed at work, resumed, the end equal bit for bit", flush=True)
+
+
+if __name__ == "__main__":
+    main()

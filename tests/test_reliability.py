@@ -1,0 +1,386 @@
+"""What docs/reliability.md promises: kills, signals, full disks, torn files, two processes, bad files in hour nine."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    assert_same_runs,
+    logged,
+    one_line_error,
+    same,
+    source_only,
+    upper,
+    write_cityscapes,
+    write_gta5,
+)
+from PIL import Image
+from soak import ENVIRONMENT, ROOT, commands, finished, killed_and_resumed, start
+
+from datasets import cityscapes
+from datasets.geometry import Geometry
+from datasets.stream import Replaced, TrainingStream
+from utils import checkpoint as checkpoints
+from utils.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint
+from utils.errors import UserError
+from utils.interruption import Interruption, Stop
+from utils.lock import STALE_SECONDS, DirectoryLock
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Data, commands, and a straight adversarial run to compare with."""
+    home = tmp_path_factory.mktemp("reliability")
+    game = write_gta5(home / "gta5", count=12)
+    city = write_cityscapes(home / "cityscapes", counts=(("train", 6), ("val", 3)))
+    command = commands(game, city, home / "none")["train_adversarial"]
+    finished(command, home / "straight")
+    return home, command
+
+
+def test_a_killed_run_ends_as_one_that_was_not(world):
+    home, command = world
+    rng = random.Random(7)
+    assert killed_and_resumed(command, home / "killed", 3, lambda: rng.uniform(0, 3)) >= 1
+    assert_same_runs(home / "straight", home / "killed")
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world, number, status):
+    home, command = world
+    run_dir = home / number
+    slow = [*command, "--checkpoint-minutes", "1000"]  # so that the checkpoint is the signal's
+    process = start(slow, run_dir)
+    while not list(run_dir.glob("tensorboard/*")):
+        assert process.poll() is None, run_dir.with_suffix(".log").read_text()
+        time.sleep(0.05)
+    time.sleep(2)
+    os.killpg(process.pid, getattr(signal, number))  # loader workers too, as schedulers and terminals do
+    assert process.wait(60) == status, run_dir.with_suffix(".log").read_text()
+    said = run_dir.with_suffix(".log").read_text()
+    assert f"stopped by {number}" in said
+    assert "Traceback" not in said
+    again = said.split("Go on with: python ")[1].splitlines()[0]
+    assert not (run_dir / ".lock").exists()
+    finished(again.split(), run_dir)
+    assert_same_runs(home / "straight", run_dir)
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    code = """
+import os, signal, sys, time
+from utils.interruption import Interruption
+listening = Interruption(None)
+listening.listen()
+os.kill(os.getpid(), signal.SIGINT)
+assert listening.stop().status == 130
+print("asked once", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(30)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "asked once\n"
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 25
+
+
+def test_stop_after_ends_by_itself_and_goes_on(script, city, tmp_path):
+    assert script(*upper(city, tmp_path / "straight")).status == 0
+    done = script(*upper(city, tmp_path / "run", "--stop-after", 0))
+    assert done.status == 75
+    assert "--stop-after 0 minutes are over" in done.out
+    assert load_checkpoint(tmp_path / "run/checkpoint_last.pt")["step"] == 0
+    assert script(*upper(city, tmp_path / "run", "--resume", "--stop-after", 1000)).status == 0
+    assert_same_runs(tmp_path / "straight", tmp_path / "run")
+
+
+def test_checkpoints_are_written_by_time_and_say_that_they_are_from_mid_epoch(script, city, tmp_path, monkeypatch):
+    written = []
+    save = checkpoints.save_checkpoint
+
+    def recorded(path, content, previous=None):
+        save(path, content, previous)
+        if previous is not None:
+            written.append((content["step"], content["closed"]))
+            shutil.copy(path, tmp_path / f"{content['step']}.pt")
+
+    monkeypatch.setattr("utils.run.save_checkpoint", recorded)
+    assert script(*upper(city, tmp_path / "run", "--epochs", 1, "--checkpoint-minutes", 0)).status == 0
+    assert written[0] == (1, 0)
+    assert written[-1] == (2, 1)
+    note = "written in the middle of epoch 1, at step 1"
+    assert note in script("eval", tmp_path / "1.pt", "--workers", 0).out
+    assert note not in script("eval", tmp_path / "run/checkpoint_last.pt", "--workers", 0).out
+    written.clear()
+    assert script(*upper(city, tmp_path / "rarely", "--epochs", 1)).status == 0
+    assert written == [(2, 1)]
+
+
+# Files
+
+
+def small_content(value=0.0):
+    weights = {"a": torch.full((40, 50), value), "b": torch.tensor(3), "c": torch.zeros(0)}
+    return {"network": {"name": "bisenet"}, "weights": weights, "config": {}, "step": int(value), "epoch": 0}
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, small_content(1.0))
+    whole, expected = path.read_bytes(), load_checkpoint(path)
+    rng = random.Random(0)
+    noticed = 0
+    for _ in range(300):
+        torn = bytearray(whole)
+        torn[rng.randrange(len(torn))] ^= 1 << rng.randrange(8)
+        path.write_bytes(torn)
+        try:
+            assert same(load_checkpoint(path), expected)  # a bit that means nothing, such as a date in the archive
+        except UserError:
+            noticed += 1
+    assert noticed > 150
+
+
+def test_the_checksum_tells_values_shapes_and_types_apart():
+    one = {"a": torch.zeros(4), "b": [1, 2]}
+    others = [{"a": torch.zeros(2, 2), "b": [1, 2]}, {"a": torch.zeros(4, dtype=torch.int32), "b": [1, 2]},
+              {"a": torch.tensor([0, 0, 0, -0.0]), "b": [1, 2]}, {"a": torch.zeros(4), "b": [1.0, 2]},
+              {"a": torch.zeros(4), "b": [1], "c": 2}, {"a": torch.zeros(4), "b": [[1], 2]}]  # fmt: skip
+    assert len({checksum(value) for value in (one, *others)}) == 7
+    laid_out = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert checksum(laid_out) == checksum(laid_out.contiguous())
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(script, city, tmp_path, monkeypatch):
+    assert script(*upper(city, tmp_path / "straight")).status == 0
+    run_dir = tmp_path / "run"
+    pauses = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "stop", lambda self: Stop("test", 99) if next(pauses) == 3 else None)
+        assert script(*upper(city, run_dir, "--checkpoint-minutes", 0)).status == 99
+    last, previous = run_dir / "checkpoint_last.pt", run_dir / "checkpoint_previous.pt"
+    assert load_checkpoint(last)["step"] > load_checkpoint(previous)["step"] - 1
+    whole = last.read_bytes()
+    middle = bytearray(whole)
+    middle[len(middle) // 2] ^= 16
+    for damage in (b"", whole[:-100], bytes(middle)):
+        last.write_bytes(damage)
+        assert "checkpoint" in one_line_error(script("eval", last))
+        assert same(load_newest(run_dir), load_checkpoint(previous))
+    copy = tmp_path / "both"
+    shutil.copytree(run_dir, copy)
+    (copy / "checkpoint_previous.pt").write_bytes(b"x")
+    message = one_line_error(script(*upper(city, copy, "--resume")))
+    assert "no checkpoint of the run is whole" in message
+    done = script(*upper(city, run_dir, "--resume"))
+    assert done.status == 0, done.err
+    assert "going on from checkpoint_previous.pt" in done.out
+    assert_same_runs(tmp_path / "straight", run_dir)
+    assert not previous.exists()
+    assert load_newest(tmp_path) is None
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    path, previous = tmp_path / "x.pt", tmp_path / "y.pt"
+    save_checkpoint(path, small_content(1.0))
+    code = f"""
+import resource, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from test_reliability import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    save_checkpoint(Path({str(path)!r}), small_content(2.0), Path({str(previous)!r}))
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert f"cannot be written ({os.strerror(errno.EFBIG)})" in done.stdout, done.stderr
+    assert load_checkpoint(path)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_disk_that_gives_other_bytes_back_is_noticed_before_the_old_one_goes(tmp_path, monkeypatch):
+    path, previous = tmp_path / "x.pt", tmp_path / "y.pt"
+    save_checkpoint(path, small_content(1.0))
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: read(self)[:-1] + b"\xff" if ".new" in self.name else read(self)
+    )
+    with pytest.raises(UserError, match="other bytes"):
+        save_checkpoint(path, small_content(2.0), previous)
+    assert load_checkpoint(path)["step"] == 1
+    assert not previous.exists()
+
+
+# Two processes
+
+
+def test_a_second_process_refuses_and_a_stale_lock_is_recognised(script, city, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    code = ("import sys, time; from pathlib import Path; from utils.lock import DirectoryLock\n"
+            "lock = DirectoryLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)")  # fmt: skip
+    holder = subprocess.Popen([sys.executable, "-c", code, run_dir], stdout=subprocess.PIPE, cwd=ROOT,
+                              env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        message = one_line_error(script(*upper(city, run_dir)))
+        assert f"process {holder.pid} on {os.uname().nodename}" in message
+    finally:
+        holder.kill()
+        holder.wait()
+    done = script(*upper(city, run_dir, "--max-steps", 1))  # the lock ended with its process
+    assert done.status == 0, done.err
+    assert f"process {holder.pid}" in done.out
+    assert not (run_dir / ".lock").exists()
+
+    other_host = json.dumps({"pid": 1, "host": "elsewhere"})
+    (tmp_path / ".lock").write_text(other_host)
+    with pytest.raises(UserError, match="process 1 on elsewhere"):
+        DirectoryLock(tmp_path)
+    long_ago = time.time() - STALE_SECONDS - 1
+    os.utime(tmp_path / ".lock", (long_ago, long_ago))
+    lock = DirectoryLock(tmp_path)
+    assert "taken over" in capsys.readouterr().out
+    monkeypatch.setattr("utils.lock.time.monotonic", lambda: time.perf_counter() + 1e6)
+    os.utime(tmp_path / ".lock", (long_ago, long_ago))
+    lock.touch()
+    assert time.time() - (tmp_path / ".lock").stat().st_mtime < 60
+    lock.release()
+    lock.release()
+    assert not (tmp_path / ".lock").exists()
+
+
+# Numbers
+
+
+def test_a_gradient_that_is_not_finite_is_named_with_its_pictures(script, city, tmp_path, monkeypatch):
+    from train_cityscapes import segmentation_loss
+
+    calls = []
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(context, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * float("inf")
+
+    def poisoned(*arguments):
+        calls.append(1)
+        loss = segmentation_loss(*arguments)
+        return Poison.apply(loss) if len(calls) == 3 else loss
+
+    monkeypatch.setattr("train_cityscapes.segmentation_loss", poisoned)
+    message = one_line_error(script(*upper(city, tmp_path / "run")))
+    assert "gradient is" in message
+    assert "at step 3 (epoch 2)" in message
+    stream = TrainingStream(cityscapes(city, "train", (48, 32)), Geometry((48, 32)), 0, 0, draws=8)
+    names = [stream.data.samples[stream.index(draw)].name for draw in (4, 5)]
+    assert f"on Cityscapes train {names[0]}, {names[1]}:" in message
+    assert "last good checkpoint" in message
+    kept = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
+    assert kept["step"] == 2
+    assert all(value.isfinite().all() for value in kept["weights"].values())
+
+
+def test_a_batch_without_a_labelled_pixel_is_no_nan(script, tmp_path):
+    city = write_cityscapes(tmp_path / "mostly empty")
+    for file in sorted((city / "gtFine/train").rglob("*.png"))[:3]:  # of four, in batches of two
+        Image.new("L", (48, 32), 0).save(file)
+    done = script(*upper(city, tmp_path / "run"))
+    assert done.status == 0, done.err
+    losses = [value for _, value in logged(tmp_path / "run")["train/loss"]]
+    assert len(losses) == 4
+    assert losses.count(0) == 2
+
+
+# Bad files in hour nine
+
+
+def break_one(root, number=3):
+    file = sorted((root / "images").iterdir())[number]
+    file.write_bytes(file.read_bytes()[:100])
+    return file
+
+
+def test_a_bad_sample_is_replaced_the_same_way_every_time(game):
+    from datasets import gta5
+
+    data = gta5(game, (48, 32))
+    break_one(game)
+    stream = TrainingStream(data, Geometry((48, 32)), 0, 0, draws=18, skip=True)
+    whole = TrainingStream(data, Geometry((48, 32)), 0, 0, draws=18)
+    for draw in range(18):
+        item, index = stream[draw], stream.index(draw)
+        if index == 3:
+            assert list(item.problems) == ["00004"]
+            assert torch.equal(item.item[0], data.image(4))
+            assert isinstance(whole[draw], UserError)
+        else:
+            assert not isinstance(item, Replaced)
+            assert torch.equal(item[0], whole[draw][0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipping_lists_what_it_skips_and_ends_when_it_is_too_much(script, game, city, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("utils.arguments.check", lambda data: "")  # as if they were whole at the start
+    file = break_one(game)
+    flags = ("--workers", workers, "--on-bad-sample", "skip", "--max-bad-share", 0.2)
+    assert str(file) in one_line_error(script(*source_only(game, city, tmp_path / "stops")))
+    done = script(*source_only(game, city, tmp_path / "skips", *flags))
+    assert done.status == 0, done.err
+    assert done.out.count("skipped GTA5: 00004") == 1
+    assert (tmp_path / "skips/bad_samples.txt").read_text().count("\n") == 1
+    again = script(*source_only(game, city, tmp_path / "again", *flags, "--stop-after", 0))
+    assert again.status == 75
+    assert script(*source_only(game, city, tmp_path / "again", *flags, "--resume")).status == 0
+    assert_same_runs(tmp_path / "skips", tmp_path / "again")
+    break_one(game, 1)
+    message = one_line_error(script(*source_only(game, city, tmp_path / "too many", *flags)))
+    assert "2 of 6 pictures of GTA5 cannot be read" in message
+
+
+# Changes
+
+
+def test_changes_on_resume_are_refused_or_applied(script, city, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    pauses = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "stop", lambda self: Stop("test", 99) if next(pauses) == 3 else None)
+        assert script(*upper(city, run_dir, "--epochs", 4)).status == 99
+    changed = ("--epochs", 2, "--lr", 0.002, "--weight-decay", 0.5, "--resume")
+    message = one_line_error(script(*upper(city, run_dir, *changed)))
+    assert "--lr was 0.01, is 0.002" in message
+    assert "--epochs was 4, is 2" in message
+    assert "--allow-changes" in message
+    done = script(*upper(city, run_dir, *changed, "--allow-changes"))
+    assert done.status == 0, done.err
+    assert "note: --lr was 0.01, is 0.002" in done.out
+    end = load_checkpoint(run_dir / "checkpoint_last.pt")
+    assert end["step"] == 4
+    assert {group["weight_decay"] for group in end["training"]["optimizer"]["param_groups"]} == {0.5, 0.0}
+    rates = dict(logged(run_dir)["train/rate"])
+    assert rates[4] == 0
+    assert json.loads((run_dir / "config.json").read_text())["changes"] == [
+        "--epochs was 4, is 2", "--lr was 0.01, is 0.002", "--weight-decay was 0.0001, is 0.5",
+    ]  # fmt: skip
+    more = write_cityscapes(tmp_path / "more", counts=(("train", 6), ("val", 2)))
+    message = one_line_error(script(*upper(more, run_dir, "--epochs", 2, "--lr", 0.002, "--weight-decay", 0.5,
+                                           "--resume")))  # fmt: skip
+    assert "Cityscapes train holds other pictures" in message
