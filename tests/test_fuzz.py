@@ -1,0 +1,236 @@
+"""Thousands of broken files: each is read, or refused with one line that names it; none hangs, crashes or floods
+memory."""
+
+import io
+import json
+import random
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ids, picture, write_cityscapes, write_gta5
+from PIL import Image
+
+from datasets import cityscapes, gta5
+from datasets.check import check
+from datasets.files import read_image, read_label
+from datasets.labels import CITYSCAPES_PALETTE, IGNORE, NUM_CLASSES, load_mapping
+from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from utils.errors import UserError
+
+SECONDS = 5
+MEBIBYTES = 700
+"""A picture just under the limit of 100 million pixels may be decoded; nothing may take more."""
+
+
+def mutated(whole: bytes, rng: random.Random) -> bytes:
+    """Flipped bits, bytes of another value, a piece cut out, doubled, or replaced by noise; an end cut off."""
+    torn = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at, length = rng.randrange(len(torn)), rng.randrange(1, 40)
+        kind = rng.randrange(6)
+        if kind == 0:
+            torn[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            torn[at] = rng.choice((0, 1, 127, 128, 255))
+        elif kind == 2:
+            del torn[at : at + length]
+        elif kind == 3:
+            torn[at:at] = torn[at : at + length]
+        elif kind == 4:
+            torn[at : at + length] = rng.randbytes(length)
+        else:
+            del torn[at:]
+        if not torn:
+            break
+    return bytes(torn)
+
+
+def refixed(png: bytes) -> bytes:
+    """The same chunks with right checksums, so that mutations reach what lies behind them."""
+    out, at = bytearray(png[:8]), 8
+    while at + 12 <= len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        body = png[at + 4 : at + 8 + length]
+        out += struct.pack(">I", max(0, len(body) - 4)) + body + struct.pack(">I", zlib.crc32(body))
+        at += 12 + length
+    return bytes(out)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def resident_peak() -> int:
+    """MiB, of this process so far; 0 where the system does not tell."""
+    resource = pytest.importorskip("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def survive(path: Path, contents: list[bytes], read) -> tuple[int, int]:
+    """(read, refused); anything else than a result or a one-line `UserError` that names the file fails."""
+    outcomes = [0, 0]
+    before = resident_peak()
+    for number, content in enumerate(contents):
+        path.write_bytes(content)
+        began, message = time.monotonic(), None
+        try:
+            read(path)
+        except UserError as error:
+            message = str(error)
+        outcomes[message is not None] += 1
+        assert message is None or (path.name in message and "\n" not in message), (number, message)
+        assert time.monotonic() - began < SECONDS, number
+    assert resident_peak() - before < MEBIBYTES
+    return outcomes[0], outcomes[1]
+
+
+def legal_label(path: Path, encoding: str) -> None:
+    label = read_label(path, encoding)
+    assert label.dtype == torch.uint8
+    assert set(label.unique().tolist()) <= {*range(NUM_CLASSES), IGNORE}
+
+
+def legal_image(path: Path) -> None:
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    assert image.shape[0] == 3
+
+
+PALETTE = Image.fromarray(ids(1))
+PALETTE.putpalette(CITYSCAPES_PALETTE.tobytes())
+COLOURS = Image.fromarray(CITYSCAPES_PALETTE[ids(2)])
+SEEDS = {
+    "grey label": (encoded(Image.fromarray(ids(0)), "PNG"), lambda path: legal_label(path, "ids")),
+    "palette label": (encoded(PALETTE, "PNG"), lambda path: legal_label(path, "auto")),
+    "colour label": (
+        encoded(Image.fromarray(CITYSCAPES_PALETTE[ids(2)]), "PNG"),
+        lambda path: legal_label(path, "auto"),
+    ),
+    "PNG picture": (encoded(Image.fromarray(picture(3)), "PNG"), legal_image),
+    "JPEG picture": (encoded(Image.fromarray(picture(4)), "JPEG"), legal_image),
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_mutated_pictures_are_read_or_refused(tmp_path, name):
+    whole, read = SEEDS[name]
+    rng = random.Random(name)
+    contents = [mutated(whole, rng) for _ in range(600)]
+    if "JPEG" not in name:
+        contents = contents[:300] + [refixed(content) for content in contents[300:]]
+    good, refused = survive(tmp_path / "broken.png", contents, read)
+    assert good + refused == 600
+    assert refused > 100
+
+
+def test_pictures_that_claim_to_be_huge_are_refused_unread(tmp_path):
+    def claiming(width, height, data):
+        header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        chunks = (b"IHDR" + header, b"IDAT" + data, b"IEND")
+        body = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+        return b"\x89PNG\r\n\x1a\n" + body
+
+    bomb = zlib.compress(bytes(20_000_000))
+    sides = [
+        (60_000, 60_000),
+        (2**31 - 1, 1),
+        (1, 2**31 - 1),
+        (2**31 - 1, 2**31 - 1),
+        (100_000, 100_000),
+        (0, 5),
+        (5, 0),
+    ]
+    contents = [claiming(width, height, data) for width, height in sides for data in (bomb, b"", zlib.compress(b"x"))]
+    whole = encoded(Image.fromarray(picture(4)), "JPEG")
+    at = whole.index(b"\xff\xc0") + 5
+    contents.append(whole[:at] + struct.pack(">HH", 65_000, 65_000) + whole[at + 4 :])
+    good, refused = survive(tmp_path / "huge.png", contents, legal_image)
+    assert (good, refused) == (0, len(contents))
+
+
+def test_mutated_mappings_are_read_or_refused(tmp_path):
+    whole = json.dumps({"label2train": [[i, i % 20 - 1] for i in range(35)]}).encode()
+    rng = random.Random(5)
+    contents = [mutated(whole, rng) for _ in range(250)]
+    contents += [b"[" * 100_000, b'{"label2train": [[1e999, 0]]}', b'{"label2train": [[NaN, 0]]}', b"\xff\xfe", b"null",
+                 b'{"label2train": {"1": 2}}', b'{"label2train": [[0, 99999999999999999999999]]}']  # fmt: skip
+
+    def read(path):
+        mapping = load_mapping(path)
+        assert all(isinstance(key, int) and 0 <= value <= 255 for key, value in mapping.items())
+
+    good, refused = survive(tmp_path / "mapping.json", contents, read)
+    assert good + refused == 257
+    assert refused > 150
+
+
+def test_mutated_checkpoints_are_read_or_refused(tmp_path):
+    from models import build_segmenter
+
+    path = tmp_path / "whole.pt"
+    model = build_segmenter("bisenet")
+    small = {name: value for name, value in model.state_dict().items() if value.numel() < 100}
+    content = {
+        "network": model.options,
+        "weights": small,
+        "config": {"arguments": {}},
+        "step": 1,
+        "epoch": 1,
+        "closed": 1,
+    }
+    save_checkpoint(path, content)
+    rng = random.Random(6)
+    contents = [mutated(path.read_bytes(), rng) for _ in range(250)]
+
+    def read(found):
+        loaded = load_checkpoint(found)
+        assert loaded["network"] == model.options  # what passes the checksum is what was written
+        with pytest.raises(UserError, match="do not fit"):
+            build_from_checkpoint(loaded, found)
+
+    good, refused = survive(tmp_path / "broken.pt", contents, read)
+    assert good + refused == 250
+    assert refused > 200
+
+
+NAMES = ["with space", "ünïcødé 漢字", "new\nline", "quote'\"s", "-dash", "semi;colon", "a" * 100]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strange_names_in_trees_work(tmp_path, name):
+    root = write_cityscapes(tmp_path / name)
+    for file in list(root.rglob("*.png")):
+        file.rename(file.with_name(file.name.replace("_000019", f"_{name}")))
+    data = cityscapes(root, "train", (48, 32))
+    assert "4 pictures" in check(data)
+    assert data[0][0].shape == (3, 32, 48)
+    torn = data.samples[1].image
+    torn.write_bytes(b"x")
+    with pytest.raises(UserError) as caught:
+        data.image(1)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_symbolic_links_work_and_loops_end(tmp_path):
+    real = write_gta5(tmp_path / "real")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "images").symlink_to(real / "images")
+    (linked / "labels").mkdir()
+    for file in (real / "labels").iterdir():
+        (linked / "labels" / file.name).symlink_to(file)
+    (linked / "loop").symlink_to(linked)
+    data = gta5(linked, (48, 32))
+    assert len(data) == 6
+    assert np.array_equal(data.image(0), gta5(real, (48, 32)).image(0))
+    (linked / "labels/00001.png").unlink()
+    (linked / "labels/00001.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UserError, match=r"00001\.png"):
+        gta5(linked, (48, 32)).label(0)
