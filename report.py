@@ -36,7 +36,18 @@ def main() -> None:
 
 
 FIGURES = ("accuracy", "miou", "classes_evaluated", "oracle", "source")
-BESIDE = {"seed", "run_dir", "root", "resume", "no_cache", "workers", "device", "checkpoint_minutes", "stop_after"}
+BESIDE = {
+    "seed",
+    "run_dir",
+    "root",
+    "resume",
+    "no_cache",
+    "cache",
+    "workers",
+    "device",
+    "checkpoint_minutes",
+    "stop_after",
+}
 """Arguments in which the runs of one experiment may differ."""
 
 

@@ -138,7 +138,7 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
         found.unlink()
     else:
         run = args.out / cell_name(name, seed)
-        data = ["--cityscapes", str(args.cityscapes), "--size", side]
+        data = ["--cityscapes", str(args.cityscapes), "--size", side, "--cache", str(args.out / ".prepared")]
         if cell.script != "train_cityscapes.py":
             data += ["--gta5", str(args.gta5), "--source-size", side]
         if checkpoints:

@@ -53,7 +53,7 @@ def cityscapes(
         samples = match(pictures, labels, list_file, name)
     else:
         samples = [Sample(key, image, None) for key, image in listed(pictures, list_file, name).items()]
-    return SegmentationSet(name, limited(samples, limit), size, encoding)
+    return SegmentationSet(name, limited(samples, limit), size, encoding, root=root)
 
 
 def _labels(folder: Path) -> tuple[str, dict[str, Path]]:

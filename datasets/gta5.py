@@ -49,7 +49,7 @@ def gta5(
     samples = limited(samples, limit)
     mapping_file = mapping_file or _mapping_beside(home, root)
     mapping = None if mapping_file is None else labels.load_mapping(mapping_file)
-    return SegmentationSet("GTA5", samples, size, encoding, mapping, same_shape=False)
+    return SegmentationSet("GTA5", samples, size, encoding, mapping, same_shape=False, root=root)
 
 
 def _mapping_beside(home: Path, root: Path) -> Path | None:

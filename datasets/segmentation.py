@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +20,8 @@ class SegmentationSet(Dataset):
 
     name: what messages call it. size: working size (width, height). encoding, mapping: see `files.read_label`.
     same_shape: whether a picture and its label must have one aspect ratio (a few pairs of GTA5 have not).
+    root: what the user named, where prepared arrays may lie. images, labels: those arrays (`datasets/prepared.py`),
+    where there are any; else the files are read.
     """
 
     name: str
@@ -26,6 +30,9 @@ class SegmentationSet(Dataset):
     encoding: str = "ids"
     mapping: dict[int, int] | None = field(default=None, repr=False)
     same_shape: bool = True
+    root: Path | None = None
+    images: Sequence[Tensor] | None = field(default=None, repr=False)
+    labels: Sequence[Tensor] | None = field(default=None, repr=False)
 
     @property
     def labelled(self) -> bool:
@@ -41,11 +48,16 @@ class SegmentationSet(Dataset):
 
     def training_pair(self, index: int) -> tuple[Tensor, Tensor | None]:
         """For training: uint8 [3, H, W] and uint8 [H, W] train ids, both at the working size."""
+        image = self.image(index)
+        if self.labels is not None:
+            return image, self.labels[index]
         label = self.label(index)
-        return self.image(index), None if label is None else resize_label(label, self.size)
+        return image, None if label is None else resize_label(label, self.size)
 
     def image(self, index: int) -> Tensor:
         """uint8 [3, H, W] RGB at the working size."""
+        if self.images is not None:
+            return self.images[index]
         return resize_image(read_image(self.samples[index].image), self.size)
 
     def label(self, index: int) -> Tensor | None:
@@ -56,5 +68,6 @@ class SegmentationSet(Dataset):
     def hold_out(self, share: float) -> tuple[SegmentationSet, SegmentationSet | None]:
         """(the rest, the held-out share, the same for every run; None for a share of 0)."""
         kept, held = split_off(self.samples, share)
-        held_out = replace(self, name=f"{self.name} held out", samples=held) if held else None
-        return replace(self, samples=kept), held_out
+        files = replace(self, images=None, labels=None)  # arrays hold all samples
+        held_out = replace(files, name=f"{self.name} held out", samples=held) if held else None
+        return replace(files, samples=kept), held_out

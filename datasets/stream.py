@@ -35,25 +35,14 @@ class Replaced(NamedTuple):
 class TrainingStream(Dataset):
     """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone.
 
-    Up to `cache_bytes` of pictures and labels at the working size, before any geometry, stay in the memory of the
-    process that decoded them; each worker keeps its own. With `skip` a picture that cannot be read is replaced by the
-    next one of the set that can, the same one every time.
+    With `skip` a picture that cannot be read is replaced by the next one of the set that can, the same one every time.
     """
 
     def __init__(
-        self,
-        data: SegmentationSet,
-        geometry: Geometry,
-        seed: int,
-        stream: int,
-        draws: int,
-        cache_bytes: int = 0,
-        skip: bool = False,
+        self, data: SegmentationSet, geometry: Geometry, seed: int, stream: int, draws: int, skip: bool = False
     ) -> None:
         self.data, self.geometry, self.seed, self.stream, self.draws = data, geometry, seed, stream, draws
         self._pass: tuple[int, np.ndarray] | None = None
-        self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._room = cache_bytes
         self.skip = skip
 
     def __len__(self) -> int:
@@ -71,7 +60,7 @@ class TrainingStream(Dataset):
         index, problems = self.index(draw), {}
         while True:
             try:
-                image, label = self._pair(index)
+                image, label = self.data.training_pair(index)
                 break
             except UserError as error:  # given back, not raised: a worker's traceback is no message for a person
                 problems[self.data.samples[index].name] = str(error)
@@ -82,17 +71,6 @@ class TrainingStream(Dataset):
         image, label = self.geometry(image, label, rng)
         item = image if label is None else (image, label)
         return Replaced(item, problems) if problems else item
-
-    def _pair(self, index: int) -> tuple[Tensor, Tensor | None]:
-        """Decoded once where there is room. Geometry writes into nothing it is given, so what is kept never changes."""
-        if index in self._kept:
-            return self._kept[index]
-        pair = self.data.training_pair(index)
-        size = sum(part.numel() for part in pair if part is not None)
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = pair
-        return pair
 
 
 def training_loader(

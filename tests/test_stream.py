@@ -83,20 +83,6 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts(city, workers):
         assert not all(torch.equal(a[0], b[0]) for a, b in zip(whole, other, strict=True))
 
 
-@pytest.mark.parametrize(("room", "decoded"), [(0, 24), (2 * 4 * 48 * 32, 14), (2**30, 4)])
-def test_what_is_kept_in_memory_changes_no_batch_and_is_decoded_once(city, monkeypatch, room, decoded):
-    """Four pictures of 48 x 32 x (3 + 1) bytes, six passes; room for none, for two, for all."""
-    data, reads = cityscapes(city, "train", SIZE), []
-    geometry = Geometry(SIZE, (0.75, 1.0, 2.0), 0.5)
-    plain = [TrainingStream(data, geometry, 0, 0, draws=24)[k] for k in range(24)]
-    image = type(data).image
-    monkeypatch.setattr(type(data), "image", lambda self, index: reads.append(index) or image(self, index))
-    kept = TrainingStream(data, geometry, 0, 0, draws=24, cache_bytes=room)
-    for k, expected in enumerate(plain):
-        assert all(torch.equal(a, b) for a, b in zip(expected, kept[k], strict=True))
-    assert len(reads) == decoded
-
-
 def test_unlabelled_streams_give_pictures_alone(city):
     stream = TrainingStream(cityscapes(city, "train", SIZE, labelled=False), Geometry(SIZE), 0, 0, draws=4)
     ((batch, _),) = batches(training_loader(stream, 4, 0, 0, pin=False))

@@ -252,8 +252,11 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="(runs/SCRIPT-NETWORK-seedN-TIME)")
     run.add_argument(
-        "--no-cache", action="store_true", help="decode every picture anew (else up to 2 GiB a set stay in memory)"
-    )
+        "--cache", type=Path, metavar="DIR",
+        help="where each set is kept decoded at the working size, made at its first use (below the data's root, or "
+        "beside the run where that cannot be written to)",
+    )  # fmt: skip
+    run.add_argument("--no-cache", action="store_true", help="decode every picture anew; the batches are the same")
     run.add_argument("--resume", action="store_true", help="go on where the run in --run-dir stopped")
     run.add_argument(
         "--eval-every", type=positive, default=1, metavar="N", help="epochs between evaluations and checkpoints (1)"

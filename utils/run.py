@@ -37,6 +37,7 @@ from tqdm import tqdm
 from datasets import SegmentationSet
 from datasets.geometry import Geometry
 from datasets.labels import CLASS_NAMES
+from datasets.prepared import prepared
 from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
 from models.layers import resize
 
@@ -51,9 +52,6 @@ from .provenance import commit, device_name, fingerprint, versions
 from .tables import percent, result_tables
 
 DEFAULT_EPOCHS = 50
-
-CACHE_BYTES = 2**31
-"""Decoded pictures that a training stream keeps in memory, over all its workers (Cityscapes at 1024x512: a third)."""
 
 READ_EVERY = 10
 """Steps between two readings of the losses: each reading waits for the device."""
@@ -70,6 +68,7 @@ FREE = {
     "on_bad_sample",
     "max_bad_share",
     "no_cache",
+    "cache",
     "run_dir",
     "workers",
     "device",
@@ -100,6 +99,7 @@ class Run:
         self._losses: dict[str, Tensor] = {}
         self._epoch_losses: dict[str, list[float]] = {}
         self._streams: list[TrainingStream] = []
+        self._evaluated: dict[str, SegmentationSet] = {}
         self._bad: dict[str, str] = {}
         self._interruption = Interruption(args.stop_after)
         self._saved = time.monotonic()
@@ -276,9 +276,9 @@ class Run:
     def stream(self, data: SegmentationSet, geometry: Geometry) -> Iterator[Any]:
         """Batches of a training set from the run's present step to its last, as `datasets.stream` draws them."""
         batch, number = self.args.batch_size, len(self._streams)
-        cache = 0 if self.args.no_cache else CACHE_BYTES // max(1, self.args.workers)
         skip = self.args.on_bad_sample == "skip"
-        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, cache, skip)
+        data = self._prepared(data, with_labels=True, skip=skip)
+        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, skip)
         self._streams.append(stream)
 
         def draw() -> Iterator[Any]:
@@ -290,6 +290,15 @@ class Run:
                 yield drawn
 
         return draw()
+
+    def _prepared(self, data: SegmentationSet, with_labels: bool, skip: bool = False) -> SegmentationSet:
+        """The set read from prepared arrays: below --cache, or below the data's own root, or, where that cannot be
+        written to, beside the run."""
+        if self.args.no_cache:
+            return data
+        own = [place / ".prepared" for place in (data.root, self.args.root.parent) if place is not None]
+        places = own if self.args.cache is None else [self.args.cache]
+        return prepared(data, places, self.args.workers, with_labels, skip)
 
     def _note_bad(self, data: SegmentationSet, problems: dict[str, str]) -> None:
         """Lists pictures that were replaced; raises `UserError` when they are too many of their set."""
@@ -428,7 +437,9 @@ class Run:
         for name, data in sets.items():
             if data is None:
                 continue
-            loader = evaluation_loader(data, self.args.workers, worker_signals)
+            if name not in self._evaluated:
+                self._evaluated[name] = self._prepared(data, with_labels=False)  # labels stay at their own size
+            loader = evaluation_loader(self._evaluated[name], self.args.workers, worker_signals)
             entry[name] = metrics = evaluate(model, self._watched(batches(loader)), self.device, CLASS_NAMES)
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:

@@ -1,0 +1,168 @@
+"""Prepared arrays give what the files give, are made anew when anything changed, and survive kills and races."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import one_line_error, source_only
+from soak import ENVIRONMENT, ROOT
+
+import datasets.segmentation
+from datasets import cityscapes, gta5
+from datasets.geometry import Geometry
+from datasets.prepared import prepared
+from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
+from utils.errors import UserError
+
+SIZE = (40, 24)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "place"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_from_arrays_are_those_from_files(game, city, place, monkeypatch, workers):
+    geometry = Geometry(SIZE, (0.75, 1.0, 2.0), 0.5)
+
+    def drawn(data):
+        stream = TrainingStream(data, geometry, seed=1, stream=0, draws=16)
+        training = [batch for batch, _ in batches(training_loader(stream, 4, 0, workers, pin=False))]
+        return training, list(batches(evaluation_loader(data, workers)))
+
+    sets = (gta5(game, SIZE), cityscapes(city, "train", SIZE), cityscapes(city, "train", SIZE, labelled=False))
+    expected = [drawn(data) for data in sets]
+    ready = [prepared(data, [place], workers) for data in sets]
+    ready = [pickle.loads(pickle.dumps(data)) for data in ready]  # as a spawned worker gets it
+    monkeypatch.setattr(datasets.segmentation, "read_image", None)  # no picture is decoded any more
+    for data, (training, evaluation) in zip(ready, expected, strict=True):
+        found = drawn(data)
+        for one, other in zip(training, found[0], strict=True):
+            pairs = [(one, other)] if isinstance(one, torch.Tensor) else zip(one, other, strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        for (images, labels), (more, ids) in zip(evaluation, found[1], strict=True):
+            assert torch.equal(images, more)
+            assert all(a is b is None or torch.equal(a, b) for a, b in zip(labels, ids, strict=True))
+
+
+def test_evaluation_reads_labels_at_their_own_size(city, place):
+    data = prepared(cityscapes(city, "val", SIZE), [place], 0, with_labels=False)
+    assert [path.name.split("-")[0] for path in place.iterdir()] == ["images"]
+    assert data[0][0].shape == (3, 24, 40)
+    assert data[0][1].shape == (32, 48)
+
+
+def test_any_change_prepares_anew_and_what_is_alike_is_shared(city, place, capsys):
+    def made(data, with_labels=True):
+        prepared(data, [place], 0, with_labels)
+        return capsys.readouterr().out.count("preparing")
+
+    assert made(cityscapes(city, "train", SIZE)) == 2
+    assert made(cityscapes(city, "train", SIZE)) == 0
+    assert made(cityscapes(city, "train", SIZE, labelled=False)) == 0  # the same pictures
+    assert made(cityscapes(city, "train", (24, 40))) == 2
+    assert made(cityscapes(city, "train", SIZE, limit=2)) == 2
+    label = next((city / "gtFine/train").rglob("*.png"))
+    os.utime(label, ns=(1, 1))
+    assert made(cityscapes(city, "train", SIZE)) == 1
+    picture = next((city / "leftImg8bit/train").rglob("*.png"))
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    assert made(cityscapes(city, "train", SIZE)) == 1
+    data = cityscapes(city, "train", SIZE)
+    assert made(datasets.segmentation.replace(data, mapping={7: 3})) == 1
+    picture.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        made(data)
+
+
+def test_without_room_the_files_are_read_and_that_is_said(city, tmp_path, monkeypatch, capsys):
+    data = cityscapes(city, "train", SIZE)
+    blocked = tmp_path / "a file"
+    blocked.write_text("x")
+    ready = prepared(data, [blocked / "inside", tmp_path / "second"], 0)
+    assert ready.images.home.parent == tmp_path / "second"  # where the first place cannot be written to
+    shutil.rmtree(tmp_path / "second")
+    capsys.readouterr()
+    monkeypatch.setattr("datasets.prepared.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    ready = prepared(data, [blocked / "inside", tmp_path / "second"], 0)
+    said = capsys.readouterr().out
+    assert "no room for 0.00 GB of prepared images" in said
+    assert "Not a directory" in said
+    assert "has 0.0 GB free" in said
+    assert (ready.images, ready.labels) == (None, None)
+    assert torch.equal(ready.image(0), data.image(0))
+
+
+def test_a_bad_file_stops_the_preparation_or_is_noted(city, place):
+    data = cityscapes(city, "train", SIZE)
+    data.samples[1].image.write_bytes(b"x")
+    with pytest.raises(UserError, match="expected a PNG or JPEG"):
+        prepared(data, [place], 0)
+    assert list(place.iterdir()) == []
+    ready = prepared(data, [place], 0, skip=True)
+    assert torch.equal(ready.image(0), data.image(0))
+    for again in (ready, prepared(data, [place], 0)):
+        with pytest.raises(UserError, match="expected a PNG or JPEG"):
+            again.image(1)
+
+
+BUILD = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [os.getcwd(), "tests"]
+from datasets import cityscapes
+from datasets import prepared as module
+read = module._Rows.__getitem__
+def dies(self, index):
+    if index == 2 and sys.argv[3] == "die":
+        os.kill(os.getpid(), 9)
+    return read(self, index)
+module._Rows.__getitem__ = dies
+data = module.prepared(cityscapes(sys.argv[1], "train", (40, 24)), [Path(sys.argv[2])], 0)
+print(sum(int(data.image(i).sum()) for i in range(len(data))))
+"""
+
+
+def test_a_killed_preparation_is_begun_anew_and_two_at_once_agree(city, place):
+    def build(how):
+        return subprocess.Popen([sys.executable, "-c", BUILD, city, place, how], cwd=ROOT, env=ENVIRONMENT,
+                                stdout=subprocess.PIPE, text=True)  # fmt: skip
+
+    killed = build("die")
+    assert killed.wait() == -9
+    (left,) = place.iterdir()
+    assert not (left / "files.json").exists()
+    both = [build("live"), build("live")]
+    data = cityscapes(city, "train", SIZE)
+    expected = sum(int(data.image(i).sum()) for i in range(len(data)))
+    for process in both:
+        out = process.communicate()[0]
+        assert process.returncode == 0
+        assert int(out.splitlines()[-1]) == expected
+    assert sorted(path.name.split("-")[0] for path in place.iterdir()) == ["images", "labels"]
+    assert all((path / "files.json").is_file() for path in place.iterdir())
+
+
+def test_scripts_prepare_where_they_are_told(script, game, city, tmp_path):
+    flags = ("--max-steps", 2)
+    assert script(*source_only(game, city, tmp_path / "a", *flags)).status == 0
+    assert len(list((game / ".prepared").iterdir())) == 2
+    assert len(list((city / ".prepared").iterdir())) == 1  # the pictures of val
+    shutil.rmtree(game / ".prepared")
+    shutil.rmtree(city / ".prepared")
+    assert script(*source_only(game, city, tmp_path / "b", *flags, "--cache", tmp_path / "cache")).status == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert script(*source_only(game, city, tmp_path / "c", *flags, "--no-cache")).status == 0
+    assert not (game / ".prepared").exists()
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in "abc"]
+    assert results[0] == results[1] == results[2]
+    file = sorted((game / "images").iterdir())[2]
+    file.write_bytes(file.read_bytes()[:90])
+    assert str(file) in one_line_error(script(*source_only(game, city, tmp_path / "d", *flags)))
