@@ -7,8 +7,10 @@ number comes from the generator that is passed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -54,13 +56,57 @@ class Geometry:
             scaled = (max(1, round(width * scale)), max(1, round(height * scale)))
             left = round(across * (scaled[0] - width))
             top = round(down * (scaled[1] - height))
-            image = _window(resize_image(image, scaled), left, top, self.size, PADDING)
+            image = _scaled_window(image, scale, scaled, left, top, self.size)
             if label is not None:
-                label = _window(resize_label(label, scaled)[None], left, top, self.size, (IGNORE,))[0]
+                label = _scaled_label_window(label, scaled, left, top, self.size)
         if flipped:
             image = image.flip(-1)
             label = None if label is None else label.flip(-1)
         return image, label
+
+
+MARGIN = 2
+"""Source pixels beyond a window that a bilinear enlargement may look at."""
+
+
+def _scaled_window(
+    image: Tensor, scale: float, scaled: tuple[int, int], left: int, top: int, size: tuple[int, int]
+) -> Tensor:
+    """The window of `size` at (left, top) of the image [3, h, w] resized to `scaled`, padded where it is smaller.
+
+    An enlargement by a ratio of small whole numbers is made of the piece under the window alone, cut at multiples of
+    the ratio's denominator, where the grids of both sizes meet: the same pixels for a fraction of the work.
+    """
+    height, width = image.shape[-2:]
+    ratio = Fraction(scale).limit_denominator(16)
+    if ratio <= 1 or scaled != (width * ratio, height * ratio):
+        return _window(resize_image(image, scaled), left, top, size, PADDING)
+    x0, x1 = _source_range(left, size[0], width, ratio)
+    y0, y1 = _source_range(top, size[1], height, ratio)
+    piece = resize_image(image[:, y0:y1, x0:x1], (int((x1 - x0) * ratio), int((y1 - y0) * ratio)))
+    return _window(piece, left - int(x0 * ratio), top - int(y0 * ratio), size, PADDING)
+
+
+def _source_range(first: int, length: int, whole: int, ratio: Fraction) -> tuple[int, int]:
+    """What of a side of `whole` pixels lies under [first, first + length) of the enlarged side, and a margin."""
+    step = ratio.denominator
+    start = max(0, (int(first / ratio) - MARGIN) // step * step)
+    end = min(whole, -(-(int((first + length) / ratio) + 1 + MARGIN) // step) * step)
+    return start, end
+
+
+def _scaled_label_window(label: Tensor, scaled: tuple[int, int], left: int, top: int, size: tuple[int, int]) -> Tensor:
+    """`resize_label` to `scaled`, then the window of `size` at (left, top), `IGNORE` beyond: only its pixels."""
+    columns = _nearest(label.shape[-1], scaled[0], max(0, left), min(scaled[0], left + size[0]))
+    rows = _nearest(label.shape[-2], scaled[1], max(0, top), min(scaled[1], top + size[1]))
+    inside = torch.from_numpy(label.numpy()[rows].take(columns, axis=1))
+    return _window(inside[None], min(0, left), min(0, top), size, (IGNORE,))[0]
+
+
+def _nearest(length: int, scaled: int, first: int, last: int) -> np.ndarray:
+    """The source pixels of [first, last) of a side of `length` resized to `scaled`, nearest-exact."""
+    centres = (np.arange(first, last, dtype=np.float32) + np.float32(0.5)) * np.float32(length / scaled)
+    return np.minimum(centres.astype(np.int64), length - 1)
 
 
 def _window(picture: Tensor, left: int, top: int, size: tuple[int, int], fill: tuple[int, ...]) -> Tensor:

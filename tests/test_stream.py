@@ -6,7 +6,15 @@ import torch
 from conftest import picture, train_ids
 
 from datasets import cityscapes
-from datasets.geometry import PADDING, Geometry, resize_label
+from datasets.geometry import (
+    PADDING,
+    Geometry,
+    _scaled_label_window,
+    _scaled_window,
+    _window,
+    resize_image,
+    resize_label,
+)
 from datasets.labels import IGNORE
 from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
 from utils.errors import UserError
@@ -52,6 +60,24 @@ def test_scaled_labels_are_where_scaled_pictures_are():
         out, moved = geometry(image, label, np.random.default_rng(seed))
         inside = moved != IGNORE
         assert torch.equal((out[0] > 127)[inside], (moved == 7)[inside])
+
+
+@pytest.mark.parametrize("size", [(48, 32), (160, 120), (123, 77), (240, 176)])
+@pytest.mark.parametrize("scale", [0.5, 0.75, 0.9, 1.1, 1.25, 1.3, 1.5, 1.75, 2.0, 3.0])
+def test_the_window_is_that_of_the_whole_resized_picture(size, scale):
+    """Bit for bit, for ratios that are computed piecewise and for those that are not."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, size[1], size[0]), generator=generator, dtype=torch.uint8)
+    label = torch.randint(0, 19, (size[1], size[0]), generator=generator, dtype=torch.uint8)
+    scaled = (round(size[0] * scale), round(size[1] * scale))
+    whole, ids = resize_image(image, scaled), resize_label(label, scaled)
+    for seed in range(12):
+        across, down = np.random.default_rng(seed).random(2) if seed > 3 else ((seed % 2), (seed // 2))
+        left, top = round(across * (scaled[0] - size[0])), round(down * (scaled[1] - size[1]))
+        window = _scaled_window(image, scale, scaled, left, top, size)
+        assert torch.equal(window, _window(whole, left, top, size, PADDING))
+        found = _scaled_label_window(label, scaled, left, top, size)
+        assert torch.equal(found, _window(ids[None], left, top, size, (IGNORE,))[0])
 
 
 def test_labels_are_resized_without_new_values():
