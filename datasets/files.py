@@ -56,12 +56,12 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> Tensor:
-    """uint8 [3, H, W] RGB at the file's own size. Raises `UserError`."""
+    """uint8 [3, H, W] RGB at the file's own size, channels last in memory. Raises `UserError`."""
     image = _open(path)
     if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1"):
         raise UserError(f"{path}: expected 8 bits a channel, found PNG mode {image.mode}; convert it to RGB")
     array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def read_label(path: Path, encoding: str, mapping: dict[int, int] | None = None) -> Tensor:

@@ -22,9 +22,11 @@ PADDING = (124, 116, 104)
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [3, H, W], `size` = (W, H); bilinear, antialiased."""
+    """uint8 [3, h, w] -> uint8 [3, H, W], `size` = (W, H); bilinear, antialiased. Channels last in memory, where that
+    resizes twice as fast."""
     width, height = size
-    return F.resize(image, [height, width], InterpolationMode.BILINEAR, antialias=True)
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    return F.resize(image, [height, width], InterpolationMode.BILINEAR, antialias=True)[0]
 
 
 def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
@@ -112,8 +114,12 @@ def _nearest(length: int, scaled: int, first: int, last: int) -> np.ndarray:
 def _window(picture: Tensor, left: int, top: int, size: tuple[int, int], fill: tuple[int, ...]) -> Tensor:
     """The window of `size` at (left, top) of [C, h, w]; what lies outside is `fill`, one value a channel."""
     width, height = size
-    out = picture.new_tensor(fill).view(-1, 1, 1).expand(-1, height, width).contiguous()
     x0, y0 = max(0, left), max(0, top)
     x1, y1 = min(picture.shape[-1], left + width), min(picture.shape[-2], top + height)
-    out[:, y0 - top : y1 - top, x0 - left : x1 - left] = picture[:, y0:y1, x0:x1]
+    inside = picture[:, y0:y1, x0:x1]
+    if inside.shape[-2:] == (height, width):
+        return inside
+    row = picture.new_tensor(fill).repeat(width)
+    out = row.expand(height, -1).contiguous().view(height, width, -1).permute(2, 0, 1)
+    out[:, y0 - top : y1 - top, x0 - left : x1 - left] = inside
     return out

@@ -1,6 +1,6 @@
 """Prepared data: a set at its working size as memory-mapped arrays, so that no picture is decoded twice.
 
-    PLACE/images-KEY/array.npy    uint8 [N, 3, H, W]
+    PLACE/images-KEY/array.npy    uint8 [N, H, W, 3], RGB
     PLACE/labels-KEY/array.npy    uint8 [N, H, W], train ids
     .../files.json                what it was made from, and which files could not be read
 
@@ -56,8 +56,10 @@ class Array:
         if index in self.bad:
             raise UserError(self.bad[index])
         if self._rows is None:
-            self._rows = np.load(self.home / "array.npy", mmap_mode="r")
-        return torch.from_numpy(self._rows[index].copy())
+            # Mode c is copy-on-write: torch asks for arrays that can be written to, and the file never is.
+            self._rows = np.load(self.home / "array.npy", mmap_mode="c")
+        row = torch.from_numpy(self._rows[index])
+        return row.permute(2, 0, 1) if row.ndim == 3 else row
 
 
 def prepared(
@@ -81,7 +83,7 @@ def _array(data: SegmentationSet, kind: str, places: Sequence[Path], workers: in
         if (place / name / "files.json").is_file():
             return Array(place / name)
     width, height = data.size
-    shape = (len(data), 3, height, width) if kind == "images" else (len(data), height, width)
+    shape = (len(data), height, width, 3) if kind == "images" else (len(data), height, width)
     gigabytes = np.prod(shape, dtype=float) / 1e9
     refused = []
     for place in places:
@@ -131,7 +133,7 @@ def _build(rows: _Rows, home: Path, shape: tuple[int, ...], made_from: dict[str,
             if isinstance(row, str):
                 bad[index] = row
             else:
-                array[index] = row.numpy()
+                array[index] = row.numpy()  # [H, W, 3] or [H, W]
         array.flush()
         (building / "files.json").write_text(json.dumps(made_from | {"bad": bad}), encoding="utf-8")
         try:
@@ -181,7 +183,7 @@ class _Rows(Dataset):
     def __getitem__(self, index: int) -> Tensor | str | UserError:
         try:
             if self.kind == "images":
-                return self.data.image(index)
+                return self.data.image(index).permute(1, 2, 0)
             return resize_label(self.data.label(index), self.data.size)
         except UserError as error:
             return str(error) if self.skip else error

@@ -136,8 +136,15 @@ def _stack(items: list[Any]) -> Any:
         if isinstance(item, Replaced):
             problems |= item.problems
     whole = [item.item if isinstance(item, Replaced) else item for item in items]
-    return _first_error(items) or (torch.utils.data.default_collate(whole), problems)
+    return _first_error(items) or (_batch(whole), problems)
+
+
+def _batch(items: list[Any]) -> Any:
+    """Stacked; pictures channels last in memory, as they come and as the networks want them."""
+    if isinstance(items[0], tuple):
+        return _batch([image for image, _ in items]), torch.utils.data.default_collate([label for _, label in items])
+    return torch.utils.data.default_collate([image.permute(1, 2, 0) for image in items]).permute(0, 3, 1, 2)
 
 
 def _stack_images(items: list[Any]) -> Any:
-    return _first_error(items) or (torch.stack([item[0] for item in items]), [item[1] for item in items])
+    return _first_error(items) or (_batch([item[0] for item in items]), [item[1] for item in items])

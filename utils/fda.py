@@ -47,7 +47,7 @@ def fda(source: Tensor, target: Tensor, beta: float) -> Tensor:
     torch.set_float32_matmul_precision("highest")  # TF32 would cost three digits
     try:
         with torch.autocast(source.device.type, enabled=False):
-            return _swap(source.float(), target.float(), b)
+            return _swap(source.float().contiguous(), target.float().contiguous(), b)
     finally:
         torch.set_float32_matmul_precision(precision)
 
@@ -64,7 +64,7 @@ def _swap(source: Tensor, target: Tensor, b: int) -> Tensor:
     columns = _waves(width, 0, b, source.device)
     thin = torch.cat((rows.real, -rows.imag), dim=-1).flatten(0, 2)
     wide = torch.cat((columns.real, columns.imag), dim=0)
-    return torch.addmm(source.reshape(-1, width), thin, wide).view(source.shape)
+    return torch.addmm(source.view(-1, width), thin, wide).view(source.shape)
 
 
 def _low_frequencies(pictures: Tensor, b: int) -> Tensor:
