@@ -63,6 +63,7 @@ ROWS = {
     "LAB": Cell(FDA, ("--translation", "lab")),
     "pseudo-labels after source only": Cell(SELF, needs=(BASELINE,)),
     "pseudo-labels after source only with AdaBN": Cell(SELF, ("--adapt-bn",), needs=(BASELINE,)),
+    "DACS": Cell("train_dacs.py"),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
 CELLS = {}

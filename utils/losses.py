@@ -50,6 +50,13 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
 
 
+def weighted_by_pixel(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS, equation 3)."""
+    labels = labels.long()
+    total = (F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none") * weights).sum()
+    return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
+
+
 def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:
     """Class weights by median-frequency balancing (Eigen and Fergus, ICCV 2015): float32 [C].
 

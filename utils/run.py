@@ -422,8 +422,13 @@ class Run:
 
     # Evaluation and the end
 
-    def evaluate(self, model: nn.Module, **sets: SegmentationSet | None) -> None:
-        """At the end of an epoch: the figures on each set, `target` first among them; writes last and best."""
+    def evaluate(
+        self, model: nn.Module, beside: dict[str, nn.Module] | None = None, **sets: SegmentationSet | None
+    ) -> None:
+        """At the end of an epoch: the figures on each set, `target` first among them; writes last and best.
+
+        beside: networks that are not the headline, evaluated on the target under their own name.
+        """
         done = self.step >= self.total_steps
         self._pause()
         if self.epoch % self.args.eval_every and not done:
@@ -434,13 +439,16 @@ class Run:
             "rate": self._rate(),
             "train": {name: sum(values) / len(values) for name, values in self._epoch_losses.items()},
         }
+        networks = dict.fromkeys(sets, model) | (beside or {})
+        sets = sets | dict.fromkeys(beside or {}, sets["target"])
         for name, data in sets.items():
             if data is None:
                 continue
-            if name not in self._evaluated:
-                self._evaluated[name] = self._prepared(data, with_labels=False)  # labels stay at their own size
-            loader = evaluation_loader(self._evaluated[name], self.args.workers, worker_signals)
-            entry[name] = metrics = evaluate(model, self._watched(batches(loader)), self.device, CLASS_NAMES)
+            if data.name not in self._evaluated:
+                self._evaluated[data.name] = self._prepared(data, with_labels=False)  # labels stay at their own size
+            loader = evaluation_loader(self._evaluated[data.name], self.args.workers, worker_signals)
+            watched = self._watched(batches(loader))
+            entry[name] = metrics = evaluate(networks[name], watched, self.device, CLASS_NAMES)
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", metrics[figure], self.step)

@@ -1,0 +1,38 @@
+"""A mean teacher (Tarvainen and Valpola, NeurIPS 2017): the moving average of a student."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+DECAY = 0.99
+"""Of the average, once it has run long enough (DACS)."""
+
+
+def teacher_of(student: nn.Module) -> nn.Module:
+    """A copy without gradients."""
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, step: int) -> None:
+    """teacher <- decay * teacher + (1 - decay) * student, decay = min(1 - 1 / (step + 1), 0.99), `step` from 0.
+
+    Parameters only. Batch normalisation's running statistics are the teacher's own: it is in training mode when it
+    labels the target, so they become the target's, which is where it is evaluated.
+    """
+    decay = min(1 - 1 / (step + 1), DECAY)
+    for mean, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
+        mean.mul_(decay).add_(parameter, alpha=1 - decay)
+
+
+@torch.no_grad()
+def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, H, W] in [0, 1] -> (pseudo-labels uint8 [B, H, W], their probabilities [B, H, W]), with the
+    statistics of this batch."""
+    teacher.train()
+    teacher.training = False  # the network's own flag alone: batch normalisation trains, auxiliary heads are left out
+    confidence, prediction = teacher(images).float().softmax(dim=1).max(dim=1)
+    return prediction.to(torch.uint8), confidence
