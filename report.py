@@ -47,6 +47,12 @@ BESIDE = {
     "device",
     "checkpoint_minutes",
     "stop_after",
+    "allow_changes",
+    "on_bad_sample",
+    "max_bad_share",
+    "labeller",
+    "labeller_sha256",
+    "pseudo_labels",
 }
 """Arguments in which the runs of one experiment may differ."""
 

@@ -34,11 +34,11 @@ from utils.arguments import (
     whole,
 )
 from utils.entropy import charbonnier_entropy_loss
-from utils.errors import run_script
+from utils.errors import UserError, run_script
 from utils.fda import fda
 from utils.lab import match_lab
 from utils.losses import segmentation_loss
-from utils.run import Run
+from utils.run import Run, refuse_used
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,10 +68,14 @@ def main() -> None:
     train_source, held_out = source_sets(args)
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
     bands = args.beta if args.translation == "fda" else [None]
-    for beta in bands:
+    places = [args.root] if len(bands) == 1 else [args.root / f"beta-{beta:g}" for beta in bands]
+    if len(set(places)) < len(places):
+        raise UserError(f"--beta {' '.join(f'{beta:g}' for beta in bands)}: two of them are the same band")
+    if not args.resume:
+        refuse_used(places[1:])
+    for beta, place in zip(bands, places, strict=True):
         band = copy.copy(args)
-        band.beta = beta
-        band.run_dir = args.root if len(bands) == 1 else args.root / f"beta-{beta:g}"
+        band.beta, band.run_dir = beta, place
         train(band, train_source, held_out, train_target, val)
 
 

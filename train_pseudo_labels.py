@@ -21,6 +21,8 @@ import copy
 import hashlib
 from pathlib import Path
 
+from torch import nn
+
 from datasets import SegmentationSet
 from utils.adabn import adapt_to, statistics_kept
 from utils.appearance import Appearance, to_float
@@ -44,7 +46,7 @@ from utils.errors import UserError, run_script
 from utils.fda import fda
 from utils.losses import segmentation_loss
 from utils.pseudo_labels import pseudo_labelled
-from utils.run import Run
+from utils.run import Run, refuse_used
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,9 +85,12 @@ def main() -> None:
     train_source, held_out = source_sets(args)
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
     labellers = args.labeller
-    for number_of in range(1, args.rounds + 1):
+    places = [args.root] if args.rounds == 1 else [args.root / f"round-{n}" for n in range(1, args.rounds + 1)]
+    if not args.resume:
+        refuse_used(places[1:])
+    for place in places:
         this = copy.copy(args)
-        this.run_dir = args.root if args.rounds == 1 else args.root / f"round-{number_of}"
+        this.run_dir = place
         this.labeller_sha256 = [sha256(path) for path in labellers]
         train(this, labellers, train_source, held_out, train_target, val)
         labellers = [this.run_dir / "checkpoint_last.pt"]
@@ -101,12 +106,14 @@ def train(
 ) -> None:
     """One round: label the target, then train on both."""
     run = Run(args, train_source, train_target, val)
+    networks = [build_from_checkpoint(load_checkpoint(path), path).to(args.device) for path in labellers]
     model = segmenter(args)
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)
     run.restore(model, optimizer=optimizer, schedule=schedule)
-    pseudo = label(args, labellers, train_target, run)
+    pseudo = label(args, networks, train_target, run)
+    del networks
     source = run.stream(train_source, geometry(args, args.source_size))
     target = run.stream(pseudo, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
@@ -133,15 +140,14 @@ def train(
     run.finish()
 
 
-def label(args: argparse.Namespace, labellers: list[Path], target: SegmentationSet, run: Run) -> SegmentationSet:
-    """The target's train pictures with pseudo-labels of the labellers' mean prediction."""
-    networks = [build_from_checkpoint(load_checkpoint(path), path).to(args.device) for path in labellers]
+def label(args: argparse.Namespace, networks: list[nn.Module], target: SegmentationSet, run: Run) -> SegmentationSet:
+    """The target's train pictures with pseudo-labels of the networks' mean prediction."""
     if args.adapt_bn:
-        for network, path in zip(networks, labellers, strict=True):
+        for network in networks:
             try:
-                adapt_to(network, target, args.batch_size, args.workers, args.device)
+                adapt_to(network, target, args.batch_size, args.workers, args.device, run.pause)
             except ValueError as error:
-                raise UserError(f"{path}: --adapt-bn: {error}") from None
+                raise UserError(f"--adapt-bn: {error}") from None
     return pseudo_labelled(
         networks[0] if len(networks) == 1 else MeanSoftmax(networks),
         target,
@@ -151,6 +157,7 @@ def label(args: argparse.Namespace, labellers: list[Path], target: SegmentationS
         args.confidence,
         args.device,
         args.workers,
+        run.pause,
     )
 
 

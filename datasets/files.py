@@ -45,6 +45,15 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: cannot be decoded ({error}); the file is cut short or damaged") from None
 
 
+def stamp(path: Path) -> list[str | int]:
+    """Path, size and time of a file: another file has another. Raises `UserError` for one that is gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) from the header alone. Raises `UserError`."""
     try:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 
 from . import labels
+from .files import stamp
 from .geometry import resize_label
 from .segmentation import SegmentationSet
 from .stream import batches
@@ -63,25 +64,42 @@ class Array:
 
 
 def prepared(
-    data: SegmentationSet, places: Sequence[Path], workers: int, with_labels: bool = True, skip: bool = False
+    data: SegmentationSet,
+    places: Sequence[Path],
+    workers: int,
+    with_labels: bool = True,
+    skip: bool = False,
+    pause: Callable[[], None] = lambda: None,
+    on_worker: Callable[[int], None] | None = None,
 ) -> SegmentationSet:
     """`data`, read from arrays below the first of `places` that can be written to; made first where they are not there.
 
     with_labels: labels too, at the working size, as training needs them. skip: a file that cannot be read is noted and
     raises `UserError` when it is asked for; else at once. Says what it does; where no place has room the files
-    themselves are read on, and that is said.
+    themselves are read on, and that is said. `pause` is called between two files, `on_worker` in every loader worker.
     """
-    images = _array(data, "images", places, workers, skip)
-    ids = _array(data, "labels", places, workers, skip) if with_labels and data.labelled else None
-    return dataclasses.replace(data, images=images, labels=ids)
+
+    def array(kind: str) -> Array | None:
+        rows = _Rows(data, kind, skip)
+        loader = DataLoader(rows, batch_size=None, num_workers=workers, worker_init_fn=on_worker)
+        return _array(data, kind, places, loader, pause)
+
+    return dataclasses.replace(
+        data, images=array("images"), labels=array("labels") if with_labels and data.labelled else None
+    )
 
 
-def _array(data: SegmentationSet, kind: str, places: Sequence[Path], workers: int, skip: bool) -> Array | None:
+def _array(
+    data: SegmentationSet, kind: str, places: Sequence[Path], loader: DataLoader, pause: Callable[[], None]
+) -> Array | None:
     made_from = _made_from(data, kind)
     name = f"{kind}-{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}"
     for place in places:
         if (place / name / "files.json").is_file():
-            return Array(place / name)
+            found = Array(place / name)
+            if all(isinstance(loader.dataset.read(index), UserError) for index in found.bad):
+                return found
+            shutil.rmtree(place / name)  # what could not be read then, by rights or by luck, can be read now
     width, height = data.size
     shape = (len(data), height, width, 3) if kind == "images" else (len(data), height, width)
     gigabytes = np.prod(shape, dtype=float) / 1e9
@@ -94,7 +112,7 @@ def _array(data: SegmentationSet, kind: str, places: Sequence[Path], workers: in
                 refused.append(f"{place} has {free:.1f} GB free")
                 continue
             print(f"{data.name}: preparing {kind} at {width}x{height}, {gigabytes:.2f} GB in {place}", flush=True)
-            _build(_Rows(data, kind, skip), place / name, shape, made_from, workers)
+            _build(loader, place / name, shape, made_from, pause)
             return Array(place / name)
         except OSError as error:
             refused.append(f"{place}: {error.strerror or error}")
@@ -104,19 +122,14 @@ def _array(data: SegmentationSet, kind: str, places: Sequence[Path], workers: in
 
 def _made_from(data: SegmentationSet, kind: str) -> dict[str, Any]:
     """What the array depends on. Raises `UserError` for a file that is gone."""
-    stamps = []
-    for sample in data.samples:
-        path = sample.image if kind == "images" else sample.label
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        stamps.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    stamps = [stamp(sample.image if kind == "images" else sample.label) for sample in data.samples]
     reading = None if kind == "images" else [data.encoding, sorted((data.mapping or {}).items()), labels.VERSION]
     return {"files": stamps, "size": list(data.size), "reading": reading, "resizing": RESIZING}
 
 
-def _build(rows: _Rows, home: Path, shape: tuple[int, ...], made_from: dict[str, Any], workers: int) -> None:
+def _build(
+    loader: DataLoader, home: Path, shape: tuple[int, ...], made_from: dict[str, Any], pause: Callable[[], None]
+) -> None:
     """Writes beside `home` and moves there when whole: two runs may do so at once, and a killed one leaves no `home`.
 
     Raises `UserError` for a file that cannot be read, OSError when the disk refuses.
@@ -128,8 +141,9 @@ def _build(rows: _Rows, home: Path, shape: tuple[int, ...], made_from: dict[str,
         array = np.lib.format.open_memmap(building / "array.npy", mode="w+", dtype=np.uint8, shape=shape)
         _take_blocks(building / "array.npy")
         bad = {}
-        loader = DataLoader(rows, batch_size=None, num_workers=workers)
-        for index, row in enumerate(tqdm(batches(loader), total=len(rows), desc=home.name, disable=None, leave=False)):
+        shown = tqdm(batches(loader), total=len(loader), desc=home.name, disable=None, leave=False)
+        for index, row in enumerate(shown):
+            pause()
             if isinstance(row, str):
                 bad[index] = row
             else:
@@ -181,9 +195,14 @@ class _Rows(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Tensor | str | UserError:
+        row = self.read(index)
+        return str(row) if self.skip and isinstance(row, UserError) else row
+
+    def read(self, index: int) -> Tensor | UserError:
+        """[H, W, 3] or [H, W]."""
         try:
             if self.kind == "images":
                 return self.data.image(index).permute(1, 2, 0)
             return resize_label(self.data.label(index), self.data.size)
         except UserError as error:
-            return str(error) if self.skip else error
+            return error

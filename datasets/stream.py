@@ -108,7 +108,10 @@ def batches(loader: DataLoader) -> Iterator[Any]:
     """The loader's batches; a `UserError` from a worker is raised here, as the one line it is."""
     for batch in loader:
         if isinstance(batch, UserError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del batch  # else its traceback, this frame and itself hold one another, and the loader's workers
         yield batch
 
 

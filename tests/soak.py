@@ -10,6 +10,7 @@ runs must end alike, bit for bit: weights, optimizers, metrics, logged values.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -38,8 +39,9 @@ def commands(game: Path, city: Path, labeller: Path) -> dict[str, list[str]]:
             "train_cityscapes": common,
             "train_gta5": [*both, "--jitter", "--source-holdout", 0.2],
             "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
-            "train_fda": [*both, "--beta", 0.05, "--blur"],
-            "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66],
+            "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
+            "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66, "--rounds", 2],
+            "train_dacs": both,
         }.items()
     }
 
@@ -62,12 +64,13 @@ def finished(command: Sequence[str], run_dir: Path, *more: str) -> None:
 def killed_and_resumed(
     command: Sequence[str], run_dir: Path, kills: int, moment: Callable[[], float], number: int = signal.SIGKILL
 ) -> int:
-    """Starts the run, sends a signal to all its processes `moment()` seconds after its first checkpoint was there,
+    """Starts the run, sends a signal to all its processes `moment()` seconds after it wrote a checkpoint of its own,
     resumes, and so on; at last lets it finish. Returns how often a signal met a run that was at work."""
     met = 0
     for _ in range(kills):
+        before = checkpoints(run_dir)
         process = start(command, run_dir, "--resume")
-        while process.poll() is None and not (run_dir / "checkpoint_last.pt").exists():
+        while process.poll() is None and checkpoints(run_dir) == before:
             time.sleep(0.05)
         time.sleep(moment())
         if process.poll() is None:
@@ -76,6 +79,15 @@ def killed_and_resumed(
         process.wait()
     finished(command, run_dir, "--resume")
     return met
+
+
+def checkpoints(run_dir: Path) -> set[tuple[str, int]]:
+    """The files that are there, and when they were written."""
+    found = set()
+    for path in run_dir.rglob("checkpoint_last.pt"):
+        with contextlib.suppress(FileNotFoundError):  # being replaced
+            found.add((str(path), path.stat().st_mtime_ns))
+    return found
 
 
 def main() -> None:
@@ -93,7 +105,7 @@ def main() -> None:
         finished([*all_commands["train_cityscapes"], "--max-steps", "1"], labeller)
         for name, command in all_commands.items():
             finished(command, home / f"{name}-straight")
-            met = killed_and_resumed(command, home / f"{name}-killed", args.kills, lambda: rng.uniform(0, 8))
+            met = killed_and_resumed(command, home / f"{name}-killed", args.kills, lambda: rng.uniform(0, 4))
             assert_same_runs(home / f"{name}-straight", home / f"{name}-killed")
             print(f"{name}: {args.kills} starts, {met} killed at work, resumed, the end equal bit for bit", flush=True)
 

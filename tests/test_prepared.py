@@ -100,7 +100,7 @@ def test_without_room_the_files_are_read_and_that_is_said(city, tmp_path, monkey
     assert torch.equal(ready.image(0), data.image(0))
 
 
-def test_a_bad_file_stops_the_preparation_or_is_noted(city, place):
+def test_a_bad_file_stops_the_preparation_or_is_noted(city, place, monkeypatch):
     data = cityscapes(city, "train", SIZE)
     data.samples[1].image.write_bytes(b"x")
     with pytest.raises(UserError, match="expected a PNG or JPEG"):
@@ -111,6 +111,12 @@ def test_a_bad_file_stops_the_preparation_or_is_noted(city, place):
     for again in (ready, prepared(data, [place], 0)):
         with pytest.raises(UserError, match="expected a PNG or JPEG"):
             again.image(1)
+    whole, status = data.samples[0].image.read_bytes(), data.samples[1].image.stat()
+    reader = datasets.segmentation.read_image
+    assert whole
+    monkeypatch.setattr(datasets.segmentation, "read_image", lambda path: reader(data.samples[0].image))
+    assert torch.equal(prepared(data, [place], 0).image(1), data.image(0))  # what can be read again is prepared again
+    assert data.samples[1].image.stat().st_mtime_ns == status.st_mtime_ns
 
 
 BUILD = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -30,6 +31,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         message = str(error)
+        error.__traceback__ = None  # whose frames hold the loaders, and those their workers
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -37,5 +39,6 @@ def run_script(main: Callable[[], None]) -> None:
         message = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
     else:
         return
+    gc.collect()  # loaders that an error left in cycles end their workers here, not at some time during the exit
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -21,6 +21,13 @@ TIME_IS_UP = 75
 """Exit status after --stop-after: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
+_received: list[int] = []
+"""Signals so far. They are the process's, not one run's: the next band or round must not miss one."""
+
+PATIENCE = 60
+"""Seconds after which a loader worker heeds SIGTERM by itself."""
+
+
 class Stop(NamedTuple):
     """Why the run is to stop, and the exit status that says so."""
 
@@ -33,7 +40,6 @@ class Interruption:
 
     def __init__(self, stop_after_minutes: float | None) -> None:
         self.limit = stop_after_minutes
-        self._received: int | None = None
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
@@ -47,23 +53,25 @@ class Interruption:
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
+        if _received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._received = number
+        _received.append(number)
 
     def stop(self) -> Stop | None:
         """What to stop for, if anything."""
-        if self._received is not None:
-            return Stop(f"stopped by {signal.Signals(self._received).name}", 128 + self._received)
+        if _received:
+            return Stop(f"stopped by {signal.Signals(_received[0]).name}", 128 + _received[0])
         if self.limit is not None and time.monotonic() - STARTED >= 60 * self.limit:
             return Stop(f"--stop-after {self.limit:g} minutes are over", TIME_IS_UP)
         return None
 
 
 def worker_signals(worker: int) -> None:
-    """For loader workers, which a scheduler signals too: the run decides when they end. A second SIGTERM ends them,
-    as the process that started them does at its exit."""
+    """For loader workers, which a scheduler signals too: the run decides when they end, and finishes its step first.
+    After SIGTERM they wait for that, but not for ever: multiprocessing ends its children by it, and joins them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(PATIENCE))

@@ -20,8 +20,8 @@ try:
 except ImportError:  # Windows: the file's content and age decide alone
     fcntl = None
 
-STALE_SECONDS = 600
-"""A lock of another host that was not touched for this long is a dead process's."""
+STALE_SECONDS = 300
+"""A lock of another host that was not touched for this long is a dead process's; a living one touches it ten times."""
 
 
 class DirectoryLock:
@@ -29,8 +29,13 @@ class DirectoryLock:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / ".lock"
+        self._take()
+
+    def _take(self) -> None:
         while True:
             self._file = open(self.path, "a+b")  # noqa: SIM115  (its life is the lock's)
+            if hasattr(os, "register_at_fork"):  # loader workers must not hold it when this process is gone
+                os.register_at_fork(after_in_child=self._file.close)
             if fcntl is not None:
                 try:
                     fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,11 +44,11 @@ class DirectoryLock:
             if self._is_current():
                 break
             self._file.close()  # its holder took the file away while we opened it
-        holder, age = self._holder(), time.time() - os.fstat(self._file.fileno()).st_mtime
+        holder = self._holder()
         if holder:
-            if self._works(holder, age):
-                self._refuse(holder)
-            print(f"note: {_who(holder)} ended without releasing {directory}; its lock is taken over")
+            if fcntl is None or holder.get("host") != socket.gethostname():  # else the lock itself tells
+                self._wait_for_a_sign_of_life(holder)
+            print(f"note: {_who(holder)} ended without releasing {self.path.parent}; its lock is taken over")
         self._file.truncate(0)
         self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         self._file.flush()
@@ -63,12 +68,16 @@ class DirectoryLock:
         except ValueError:
             return {}
 
-    @staticmethod
-    def _works(holder: dict[str, Any], age: float) -> bool:
-        """Whether the process that the file names still works, although the lock could be had."""
-        if fcntl is not None and holder.get("host") == socket.gethostname():
-            return False  # on one host the lock itself tells, also where the process number was given out again
-        return age < STALE_SECONDS
+    def _wait_for_a_sign_of_life(self, holder: dict[str, Any]) -> None:
+        """The lock could be had, but from another host that may mean nothing. Refuses when its holder touches it."""
+        last = os.fstat(self._file.fileno()).st_mtime
+        left = STALE_SECONDS - (time.time() - last)
+        if left > 0:
+            print(f"waiting up to {left:.0f} s to see whether {_who(holder)} still works", flush=True)
+        while time.time() - last < STALE_SECONDS:
+            time.sleep(min(1.0, STALE_SECONDS / 10))
+            if os.fstat(self._file.fileno()).st_mtime != last:
+                self._refuse(holder)
 
     def _refuse(self, holder: dict[str, Any]) -> None:
         self._file.close()
@@ -79,7 +88,11 @@ class DirectoryLock:
     def touch(self) -> None:
         """Says that the process still works; now and then is enough."""
         if time.monotonic() - self._touched > STALE_SECONDS / 10:
-            os.utime(self.path)
+            try:
+                os.utime(self.path)
+            except FileNotFoundError:  # somebody took the file away: hold a new one, unless another process does
+                self._file.close()
+                self._take()
             self._touched = time.monotonic()
 
     def release(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import SegmentationSet
+from datasets.files import stamp
 from datasets.labels import CLASS_NAMES, IGNORE
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 
 from .appearance import to_float
 from .checkpoint import write_atomically, write_json
-from .provenance import fingerprint
+from .interruption import worker_signals
 
 BINS = 10_000
 """Of the histogram of confidences over [0, 1]: a percentile is known to 1e-4."""
@@ -77,6 +78,7 @@ def pseudo_labelled(
     at_most: float,
     device: torch.device,
     workers: int,
+    pause: Callable[[], None] = lambda: None,
 ) -> SegmentationSet:
     """`data`, an unlabelled split of the target, with the labels that `model` gives it at the working size.
 
@@ -85,11 +87,11 @@ def pseudo_labelled(
     network), the settings and the pictures. Labels of the same KEY are used again; others stay where they are. The
     summary is written last, so that what an interrupted pass left is made again.
 
-    Two passes over the pictures, one for the thresholds and one for the labels; neither holds more than a batch.
-    Raises `UserError` when a picture cannot be read or a label not be written.
+    Two passes over the pictures, one for the thresholds and one for the labels; neither holds more than a batch, and
+    `pause` is called between two. Raises `UserError` when a picture cannot be read or a label not be written.
     """
     made_from = made_from | {"percentile": percentile, "at_most": at_most, "size": list(data.size)}
-    made_from |= {"data": fingerprint(data)}
+    made_from |= {"pictures": [stamp(sample.image) for sample in data.samples]}
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     home = folder / key
     samples = [Sample(s.name, s.image, home / label_path(s)) for s in data.samples]
@@ -101,12 +103,12 @@ def pseudo_labelled(
         return labelled
     model.eval()
     histogram = ConfidenceHistogram(len(CLASS_NAMES), device)
-    for prediction, confidence in _predictions(model, data, device, workers, "thresholds"):
+    for prediction, confidence in _predictions(model, data, device, workers, "thresholds", pause):
         histogram.update(prediction, confidence)
     thresholds = histogram.thresholds(percentile, at_most)
     kept = torch.zeros(len(CLASS_NAMES), dtype=torch.int64, device=device)
     remaining = iter(samples)
-    for prediction, confidence in _predictions(model, data, device, workers, "pseudo-labels"):
+    for prediction, confidence in _predictions(model, data, device, workers, "pseudo-labels", pause):
         labels = pseudo_label(prediction, confidence, thresholds)
         kept += torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[: len(kept)]
         for label in labels.cpu().numpy():
@@ -124,10 +126,16 @@ def _complete(home: Path, samples: list[Sample]) -> bool:
 
 @torch.no_grad()
 def _predictions(
-    model: nn.Module, data: SegmentationSet, device: torch.device, workers: int, title: str
+    model: nn.Module,
+    data: SegmentationSet,
+    device: torch.device,
+    workers: int,
+    title: str,
+    pause: Callable[[], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = evaluation_loader(data, workers)
+    loader = evaluation_loader(data, workers, worker_signals)
     for images, _ in tqdm(batches(loader), total=len(loader), desc=title, disable=None, leave=False):
+        pause()
         yield confidences(model(to_float(images.to(device, non_blocking=True))))
 
 

@@ -22,7 +22,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -131,9 +131,7 @@ class Run:
         directory, started = self.directory, (self.directory / "config.json").exists()
         if self._begun:
             self._compare_config(directory / "config.json")
-        elif directory.exists() and (
-            not directory.is_dir() or any(path.name != ".lock" for path in directory.iterdir())
-        ):
+        elif directory.exists() and (not directory.is_dir() or any(not _is_ours(path) for path in directory.iterdir())):
             raise UserError(
                 f"--run-dir {directory} holds a run already; --resume goes on with it, another --run-dir starts anew"
                 if started
@@ -151,7 +149,7 @@ class Run:
             self._refuse_another_run()  # another process may have been faster
         for left in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
-        if self._changes or not (self.directory / "config.json").exists():
+        if not self._begun:
             write_json(self.directory / "config.json", self.config)
 
     def _compare_config(self, path: Path) -> None:
@@ -181,7 +179,7 @@ class Run:
             )
         for change in changed:
             print(f"note: {change}")
-        self._changes = changed
+        self._changes = changed  # config.json says so from the first checkpoint on that was made under them
         self.config["changes"] = [*before.get("changes", []), *changed]
 
     def restore(self, model: nn.Module, **others: Any) -> None:
@@ -199,7 +197,7 @@ class Run:
         for name, part in others.items():
             if isinstance(part, Optimizer):
                 self._watch_gradients(name, part)
-        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self.step else None)
+        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self._begun else None)
         self._interruption.listen()
         self._saved = time.monotonic()
 
@@ -221,8 +219,17 @@ class Run:
         self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
         self.history, self.best = checkpoint["history"], checkpoint["best"]
         self._epoch_losses, self._bad = checkpoint["epoch_losses"], checkpoint["bad_samples"]
+        if self.step >= self.total_steps:
+            self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
         if self._changes:
-            self.closed = self.step // self.steps_per_epoch  # another batch size or set: epochs are others
+            if self.step > self.total_steps:
+                raise UserError(
+                    f"--resume {self.directory}: {self.step} steps are done already, more than the {self.total_steps} "
+                    "asked for now"
+                )
+            evaluated = bool(self.history) and self.history[-1]["step"] == self.step
+            # Another batch size or set makes other epochs; one whose evaluation is missing stays open.
+            self.closed = (self.step if evaluated else max(0, self.step - 1)) // self.steps_per_epoch
             for part in others.values():
                 if isinstance(part, LRScheduler):
                     _move_to(part, self.step)
@@ -253,17 +260,20 @@ class Run:
             "metrics": self.history[-1] if self.history else None,
         }
 
-    def _save(self) -> None:
+    def _save(self, best: bool = False) -> None:
         """Raises `UserError` for a loss that is not finite, so that what is kept is good."""
         self._read_losses()
         self.board.flush()  # what is logged and what is kept end at the same step
         content = self._content()
-        if self.best is not None and self.best["step"] == self.step:
+        if best:
             save_checkpoint(self.directory / BEST, content)
         training = {name: part.state_dict() for name, part in self._kept.items() if name != "model"}
         content |= {"training": training, "history": self.history, "best": self.best}
         content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad}
         save_checkpoint(self.directory / LAST, content, self.directory / PREVIOUS)
+        if self._changes:
+            write_json(self.directory / "config.json", self.config)
+            self._changes = []
         self._write_history()
         self._saved = time.monotonic()
 
@@ -298,7 +308,7 @@ class Run:
             return data
         own = [place / ".prepared" for place in (data.root, self.args.root.parent) if place is not None]
         places = own if self.args.cache is None else [self.args.cache]
-        return prepared(data, places, self.args.workers, with_labels, skip)
+        return prepared(data, places, self.args.workers, with_labels, skip, self.pause, worker_signals)
 
     def _note_bad(self, data: SegmentationSet, problems: dict[str, str]) -> None:
         """Lists pictures that were replaced; raises `UserError` when they are too many of their set."""
@@ -343,14 +353,14 @@ class Run:
         with tqdm(total=count, desc=f"epoch {self.epoch}", unit="step", disable=None, leave=False) as bar:
             start, seen = time.perf_counter(), 0
             for position in range(count):
-                self._pause()
+                self.pause()
                 batch = [_to(next(stream), self.device) for stream in streams]
                 seed_everything(self.args.seed, self.step + 1)
                 yield batch[0] if len(batch) == 1 else tuple(batch)
                 self.step += 1
                 seen += self.args.batch_size
                 bar.update()
-                if (position + 1) % READ_EVERY == 0 or position + 1 == count:
+                if (self.step - first) % READ_EVERY == 0 or position + 1 == count:  # wherever the run was resumed
                     losses = self._read_losses()
                     rate = seen / (time.perf_counter() - start)
                     shown = {k: f"{v:.3f}" for k, v in losses.items()}
@@ -358,8 +368,8 @@ class Run:
                     self.board.add_scalar("speed/images_per_second", rate, self.step)
                     self.board.add_scalar("train/rate", self._rate(), self.step)
 
-    def _pause(self) -> None:
-        """Between two steps, and between two batches of an evaluation: is it time for a checkpoint, or to stop?"""
+    def pause(self) -> None:
+        """Between two steps, and between two batches of anything long: is it time for a checkpoint, or to stop?"""
         self._lock.touch()
         stop = self._interruption.stop()
         if stop is not None:
@@ -371,6 +381,8 @@ class Run:
     def _stop(self, stop: Stop) -> NoReturn:
         """Writes a checkpoint, says how to go on, ends the process."""
         self._save()
+        self._interruption.close()
+        self._lock.release()
         again = [Path(sys.argv[0]).name, *sys.argv[1:], "--run-dir", str(self.args.root), "--resume"]
         print(
             f"{stop.reason} after step {self.step} of {self.total_steps}, in epoch {self.epoch}; a checkpoint is "
@@ -430,7 +442,7 @@ class Run:
         beside: networks that are not the headline, evaluated on the target under their own name.
         """
         done = self.step >= self.total_steps
-        self._pause()
+        self.pause()
         if self.epoch % self.args.eval_every and not done:
             return
         entry: dict[str, Any] = {
@@ -465,11 +477,11 @@ class Run:
         )
         print(f"epoch {self.epoch}, step {self.step}/{self.total_steps}: {shown}; {figures}", flush=True)
         self.closed = self.epoch
-        self._save()
+        self._save(best=self.best is entry)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            self._pause()
+            self.pause()
             yield batch
 
     @torch.no_grad()
@@ -510,6 +522,18 @@ class Run:
             rows.append(("source, held out", last["source"]))
         print(f"\n{self.directory}: the headline is the last checkpoint\n")
         print(result_tables(rows))
+
+
+def refuse_used(directories: Sequence[Path]) -> None:
+    """For scripts of several runs: raises `UserError` before the first when a later one's directory is not empty."""
+    for directory in directories:
+        if directory.exists() and (not directory.is_dir() or any(not _is_ours(path) for path in directory.iterdir())):
+            raise UserError(f"{directory} is not empty; --resume goes on with a run, another --run-dir starts anew")
+
+
+def _is_ours(path: Path) -> bool:
+    """What a process that was killed at its start leaves behind."""
+    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def _move_to(schedule: LRScheduler, step: int) -> None:
