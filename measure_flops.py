@@ -137,9 +137,9 @@ def timings(model: nn.Module, args: argparse.Namespace) -> dict[str, dict[str, f
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     memory = {}
     with torch.inference_mode():
-        for variant, (network, x) in variants.items():  # warm-up
+        for variant, (network, x) in variants.items():  # this is the warm-up too, on a CPU all of it
             memory[variant] = peak_memory(network, x)
-            for _ in range(10 if half else 1):
+            for _ in range(10 if half else 0):
                 network(x)
         for _ in range(runs):
             for variant, (network, x) in variants.items():
@@ -225,7 +225,9 @@ def tables(costs: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
         for variant, t in cost.get("timing", {}).items()
     ]
     if times:
-        parts.append(f"On {device_name(args.device)}, batch {args.batch_size}, torch {torch.__version__}")
+        parts.append(
+            f"On {device_name(args.device)}, {width}x{height}, batch {args.batch_size}, torch {torch.__version__}"
+        )
         header = ("network", "as", "median (ms)", "95th percentile (ms)", "images/s", "peak memory (MiB)")
         parts.append(markdown(header, times))
     published = [list(row) for row in PUBLISHED if row[0] in costs]

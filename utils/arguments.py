@@ -50,7 +50,7 @@ DEMO = {
     "flip": 0.5,
     "scales": (1.0,),
     "weights": "none",
-    "max_steps": 400,
+    "max_steps": 300,
     "eval_every": 3,
     "source_holdout": 0.15,
 }
