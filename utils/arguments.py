@@ -146,8 +146,7 @@ def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
         choices=("both", "target"),
         default="both",
         help="whose running statistics batch normalisation keeps for evaluation: a mixture of both domains, as "
-        "published; or the target's alone, which fits where the network is used and falls less late in a run "
-        "(%(default)s)",
+        "published; or the target's alone, where the network is used (%(default)s)",
     )
 
 
