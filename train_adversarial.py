@@ -18,7 +18,6 @@ the target's statistics only.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +43,12 @@ from utils.arguments import (
 )
 from utils.entropy import min_entropy_loss
 from utils.errors import UserError, run_script
+from utils.gradients import Gradients
 from utils.losses import PixelLoss, cross_entropy, segmentation_loss
 from utils.run import Run
+
+SUFFIX = ("", "_auxiliary")
+"""Of what is logged, by level: the main logits, and with --level multi the auxiliary ones."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -125,24 +128,20 @@ def main() -> None:
     target = run.stream(train_target, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
     weights = (args.lambda_adv, args.lambda_adv_aux)
+    gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
         for (images, labels), target_images in run.steps(source, target):
             images, target_images = appearance(images), to_float(target_images)
             run.show("adversarial/source-target", [images[0], target_images[0]])
-            optimizer.zero_grad()
             seen_source, seen_target = segmenter_gradients(
-                model, discriminators, images, labels, target_images, weights, args, run.log, criterion
+                model, discriminators, images, labels, target_images, weights, args, gradients, criterion
             )
-            optimizer.step()
-            schedule.step()
-            for optimizer_d in optimizers_d:
-                optimizer_d.zero_grad()
-            discriminator_gradients(discriminators, seen_source, seen_target, args, run.log)
+            gradients.update(optimizer, schedule)
+            discriminator_gradients(discriminators, seen_source, seen_target, args, gradients)
             for optimizer_d, schedule_d in zip(optimizers_d, schedules_d, strict=True):
-                optimizer_d.step()
-                schedule_d.step()
+                gradients.update(optimizer_d, schedule_d)
         run.evaluate(model, target=val, source=held_out)
     run.finish()
 
@@ -168,7 +167,7 @@ def segmenter_gradients(
     target_images: Tensor,
     weights: tuple[float, ...],
     args: argparse.Namespace,
-    log: Callable[..., None],
+    gradients: Gradients,
     criterion: PixelLoss = cross_entropy,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(1) and (2) of AdaptSegNet, algorithm of section 4: adds the segmenter's gradients, and none of a discriminator.
@@ -180,28 +179,29 @@ def segmenter_gradients(
         discriminator.requires_grad_(False)
 
     # (1) L_seg: cross-entropy on the source.
-    with statistics_kept(model, args.bn_statistics == "target"):
+    with gradients.autocast(), statistics_kept(model, args.bn_statistics == "target"):
         features = model.features(images)
         outputs = model.decode(features, images.shape[-2:])
-    loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
-    loss.backward()
+        loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
+    gradients.backward(loss)
     seen_source = [view.detach() for view in views(features, outputs, args)]
-    log(loss=loss)
+    gradients.log(loss=loss)
 
     # (2) lambda_adv * L_adv: the target's predictions should be taken for the source's.
-    features = model.features(target_images)
-    outputs = model.decode(features, target_images.shape[-2:])
-    seen_target = views(features, outputs, args)
-    loss = outputs[0].new_zeros(())
-    for discriminator, view, weight in zip(discriminators, seen_target, weights, strict=False):
-        adversarial = GANS[args.gan](discriminator(view), SOURCE)
-        loss = loss + weight * adversarial
-        log(**{f"adversarial{'' if view is seen_target[0] else '_auxiliary'}": adversarial})
-    if args.min_entropy:
-        entropy = min_entropy_loss(outputs[0])
-        loss = loss + args.lambda_entropy * entropy
-        log(min_entropy=entropy)
-    loss.backward()
+    with gradients.autocast():
+        features = model.features(target_images)
+        outputs = model.decode(features, target_images.shape[-2:])
+        seen_target = views(features, outputs, args)
+        loss = torch.zeros((), device=target_images.device)
+        for level, (discriminator, view, weight) in enumerate(zip(discriminators, seen_target, weights, strict=False)):
+            adversarial = GANS[args.gan](discriminator(view), SOURCE)
+            loss = loss + weight * adversarial
+            gradients.log(**{f"adversarial{SUFFIX[level]}": adversarial})
+        if args.min_entropy:
+            entropy = min_entropy_loss(outputs[0])
+            loss = loss + args.lambda_entropy * entropy
+            gradients.log(min_entropy=entropy)
+    gradients.backward(loss)
 
     for discriminator in discriminators:
         discriminator.requires_grad_(True)
@@ -213,17 +213,17 @@ def discriminator_gradients(
     seen_source: list[Tensor],
     seen_target: list[Tensor],
     args: argparse.Namespace,
-    log: Callable[..., None],
+    gradients: Gradients,
 ) -> None:
     """(3) L_D: adds each discriminator's gradients on detached predictions of both domains, halved each."""
     for level, discriminator in enumerate(discriminators):
-        suffix = "" if level == 0 else "_auxiliary"
         for name, view, domain in (("source", seen_source[level], SOURCE), ("target", seen_target[level], TARGET)):
-            scores = discriminator(view)
-            loss = GANS[args.gan](scores, domain) / 2
-            loss.backward()
-            log(**{f"discriminator{suffix}_{name}": loss})
-            log(**{f"discriminator{suffix}_accuracy_{name}": domain_accuracy(scores.detach(), domain, args.gan)})
+            with gradients.autocast():
+                scores = discriminator(view)
+                loss = GANS[args.gan](scores, domain) / 2
+            gradients.backward(loss)
+            title, accuracy = f"discriminator{SUFFIX[level]}", domain_accuracy(scores.detach(), domain, args.gan)
+            gradients.log(**{f"{title}_{name}": loss, f"{title}_accuracy_{name}": accuracy})
 
 
 if __name__ == "__main__":

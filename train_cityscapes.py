@@ -33,15 +33,16 @@ def main() -> None:
     criterion = pixel_loss(args, train)
     run.restore(model, optimizer=optimizer, schedule=schedule)
     target = run.stream(train, geometry(args, args.size))
+    gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
         for images, labels in run.steps(target):
-            loss = segmentation_loss(model(to_float(images)), labels, args.aux_weight, criterion)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            pictures = to_float(images)
+            with gradients.autocast():
+                loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
+            gradients.backward(loss)
+            gradients.update(optimizer, schedule)
             run.log(loss=loss)
         run.evaluate(model, target=val)
     run.finish()

@@ -64,17 +64,19 @@ def main() -> None:
     source = run.stream(train_source, geometry(args, args.source_size))
     target = run.stream(train_target, geometry(args, args.size))
     appearance, augment = Appearance(args.jitter, args.blur), StrongAugmentation()
+    gradients = run.gradients
 
     for _ in run.epochs():
         student.train()
         for (images, labels), target_images in run.steps(source, target):
             images, target_images = appearance(images), to_float(target_images)
-            optimizer.zero_grad()
-            loss = segmentation_loss(student(images), labels, args.aux_weight, criterion)
-            loss.backward()
+            with gradients.autocast():
+                loss = segmentation_loss(student(images), labels, args.aux_weight, criterion)
+            gradients.backward(loss)
             run.log(loss=loss)
 
-            pseudo_labels, confidence = teach(teacher, target_images)
+            with gradients.autocast():
+                pseudo_labels, confidence = teach(teacher, target_images)
             if args.lambda_mix > 0:
                 sure = pseudo_label_weight(confidence)
                 images, labels = brought_to(target_images, images, labels)
@@ -83,14 +85,14 @@ def main() -> None:
                 mixed_labels = mix(mask, labels, pseudo_labels)
                 weights = mix(mask, torch.ones_like(confidence), sure.expand_as(confidence))
                 run.show("dacs/source-target-mixed", [images[0], target_images[0], mixed[0]])
-                loss_mix = segmentation_loss(
-                    student(mixed), mixed_labels, args.aux_weight, partial(weighted_by_pixel, weights=weights)
-                )
-                (args.lambda_mix * loss_mix).backward()
+                criterion_mix = partial(weighted_by_pixel, weights=weights)
+                with gradients.autocast():
+                    loss_mix = segmentation_loss(student(mixed), mixed_labels, args.aux_weight, criterion_mix)
+                gradients.backward(args.lambda_mix * loss_mix)
                 run.log(loss_mix=loss_mix, sure=sure)
-            optimizer.step()
-            schedule.step()
-            follow(teacher, student, run.step)
+            gradients.update(optimizer, schedule)
+            if gradients.last_part:
+                follow(teacher, student, run.step)
         run.evaluate(teacher, target=val, source=held_out, beside={"student": student})
     run.finish()
 

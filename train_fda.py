@@ -97,6 +97,7 @@ def train(
     target = run.stream(train_target, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
     entropy_from = run.total_steps // 3 if args.entropy_from is None else args.entropy_from
+    gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
@@ -105,16 +106,16 @@ def train(
             translated = match_lab(pictures, style) if args.beta is None else fda(pictures, style, args.beta)
             run.show("translation/source-target-translated", [pictures[0], style[0], translated[0]])
 
-            loss = segmentation_loss(model(translated), labels, args.aux_weight, criterion)
-            optimizer.zero_grad()
-            loss.backward()
+            with gradients.autocast():
+                loss = segmentation_loss(model(translated), labels, args.aux_weight, criterion)
+            gradients.backward(loss)
             run.log(loss=loss)
             if args.lambda_entropy > 0 and run.step >= entropy_from:
-                entropy = charbonnier_entropy_loss(model(style)[0], args.eta)
-                (args.lambda_entropy * entropy).backward()
+                with gradients.autocast():
+                    entropy = charbonnier_entropy_loss(model(style)[0], args.eta)
+                gradients.backward(args.lambda_entropy * entropy)
                 run.log(entropy=entropy)
-            optimizer.step()
-            schedule.step()
+            gradients.update(optimizer, schedule)
         run.evaluate(model, target=val, source=held_out)
     run.finish()
 

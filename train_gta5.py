@@ -37,15 +37,16 @@ def main() -> None:
     run.restore(model, optimizer=optimizer, schedule=schedule)
     source = run.stream(train, geometry(args, args.source_size))
     appearance = Appearance(args.jitter, args.blur)
+    gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
         for images, labels in run.steps(source):
-            loss = segmentation_loss(model(appearance(images)), labels, args.aux_weight, criterion)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            pictures = appearance(images)
+            with gradients.autocast():
+                loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
+            gradients.backward(loss)
+            gradients.update(optimizer, schedule)
             run.log(loss=loss)
         run.evaluate(model, target=val, source=held_out)
     run.finish()

@@ -41,6 +41,7 @@ from utils.arguments import (
     training_parser,
 )
 from utils.checkpoint import build_from_checkpoint, load_checkpoint
+from utils.distributed import first_then_others
 from utils.ensemble import MeanSoftmax
 from utils.errors import UserError, run_script
 from utils.fda import fda
@@ -112,11 +113,13 @@ def train(
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)
     run.restore(model, optimizer=optimizer, schedule=schedule)
-    pseudo = label(args, networks, train_target, run)
+    with first_then_others():
+        pseudo = label(args, networks, train_target, run)
     del networks
     source = run.stream(train_source, geometry(args, args.source_size))
     target = run.stream(pseudo, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
+    gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
@@ -126,15 +129,13 @@ def train(
                 pictures = fda(pictures, target_pictures, args.beta)
             run.show("self-training/source-target", [pictures[0], target_pictures[0]])
 
-            optimizer.zero_grad()
-            with statistics_kept(model, args.bn_statistics == "target"):
-                outputs = model(pictures)
-            loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
-            loss.backward()
-            loss_target = segmentation_loss(model(target_pictures), pseudo_labels, args.aux_weight, criterion)
-            loss_target.backward()
-            optimizer.step()
-            schedule.step()
+            with gradients.autocast(), statistics_kept(model, args.bn_statistics == "target"):
+                loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
+            gradients.backward(loss)
+            with gradients.autocast():
+                loss_target = segmentation_loss(model(target_pictures), pseudo_labels, args.aux_weight, criterion)
+            gradients.backward(loss_target)
+            gradients.update(optimizer, schedule)
             run.log(loss=loss, loss_target=loss_target)
         run.evaluate(model, target=val, source=held_out)
     run.finish()
@@ -145,7 +146,7 @@ def label(args: argparse.Namespace, networks: list[nn.Module], target: Segmentat
     if args.adapt_bn:
         for network in networks:
             try:
-                adapt_to(network, target, args.batch_size, args.workers, args.device, run.pause)
+                adapt_to(network, target, args.batch_size, args.workers, args.device, run.pause_within)
             except ValueError as error:
                 raise UserError(f"--adapt-bn: {error}") from None
     return pseudo_labelled(
@@ -157,7 +158,7 @@ def label(args: argparse.Namespace, networks: list[nn.Module], target: Segmentat
         args.confidence,
         args.device,
         args.workers,
-        run.pause,
+        run.pause_within,
     )
 
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from utils.arguments import cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.checkpoint import write_json  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
+from utils.gradients import PRECISIONS  # noqa: E402
 from utils.provenance import commit, device_name  # noqa: E402
 from utils.tables import markdown, mean_and_deviation  # noqa: E402
 
@@ -83,6 +84,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(8)")
     parser.add_argument("--steps", type=positive, default=600, metavar="N", help="of every run (600)")
     parser.add_argument("--seeds", type=whole, nargs="+", default=[0, 1, 2], metavar="N", help="(0 1 2)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of training (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=CELLS, metavar="ROW", help="run these rows, print all")
     parser.add_argument("--no-run", action="store_true", help="print the table of what is there")
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
@@ -103,7 +105,8 @@ def main() -> None:
                 run_cell(args, name, seed)
     cells = {name: [read_cell(args, name, seed) for seed in args.seeds] for name in CELLS}
     width, height = args.size
-    print(f"\n{width}x{height}, batch {args.batch_size}, {args.steps} steps, seeds {args.seeds}, last checkpoint\n")
+    made = f"{width}x{height}, batch {args.batch_size}, {args.steps} steps in {args.precision}, seeds {args.seeds}"
+    print(f"\n{made}, last checkpoint\n")
     print(table(cells))
 
 
@@ -117,7 +120,7 @@ def cell_file(args: argparse.Namespace, name: str, seed: int) -> Path:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all cells of one table share; a cell made under other settings is not taken for this table's."""
-    return {"size": list(args.size), "batch_size": args.batch_size, "steps": args.steps}
+    return {"size": list(args.size), "batch_size": args.batch_size, "steps": args.steps, "precision": args.precision}
 
 
 def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
@@ -146,7 +149,8 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
             data += ["--labeller", *checkpoints]
         evaluations = ["--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", str(cell.eval_every)]
         call([cell.script, *data, "--weights", "none", "--batch-size", str(args.batch_size), *evaluations,
-              "--seed", str(seed), "--run-dir", str(run), "--resume", *cell.flags, *machine])  # fmt: skip
+              "--seed", str(seed), "--precision", args.precision, "--run-dir", str(run), "--resume", *cell.flags,
+              *machine])  # fmt: skip
         figures = json.loads((run / "result.json").read_text())
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
     made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
@@ -165,7 +169,7 @@ def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] 
     path = cell_file(args, name, seed)
     if not path.exists():
         return None
-    cell = json.loads(path.read_text())
+    cell = {"precision": "fp32"} | json.loads(path.read_text())  # the earliest cells do not say it
     if {key: cell[key] for key in settings(args)} != settings(args):
         raise UserError(f"{path} was made at other settings than {settings(args)}; name another --out")
     return cell

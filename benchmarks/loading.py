@@ -82,7 +82,7 @@ def ours(data: SegmentationSet, args: argparse.Namespace, draws: int) -> Iterabl
     """Pictures of each batch, as training gets them."""
     geometry = Geometry(args.size, MOVED["scales"], MOVED["flip"])
     stream = TrainingStream(data, geometry, seed=0, stream=0, draws=draws)
-    for (images, _), _ in batches(training_loader(stream, args.batch_size, 0, args.workers, pin=False)):
+    for (images, _), _ in batches(training_loader(stream, args.batch_size, range(draws), args.workers, pin=False)):
         yield images
 
 

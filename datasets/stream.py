@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import UserError
 
@@ -73,20 +73,34 @@ class TrainingStream(Dataset):
         return Replaced(item, problems) if problems else item
 
 
+class Share(Sampler[int]):
+    """One rank's draws: of every batch, from draw `first` on, the rank-th of `ranks` equal shares."""
+
+    def __init__(self, first: int, last: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
+        self.first, self.last, self.batch, self.rank, self.own = first, last, batch, rank, batch // ranks
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(self.first, self.last - self.batch + 1, self.batch):
+            yield from range(start + self.rank * self.own, start + (self.rank + 1) * self.own)
+
+    def __len__(self) -> int:
+        return (self.last - self.first) // self.batch * self.own
+
+
 def training_loader(
     stream: TrainingStream,
     batch_size: int,
-    first: int,
+    draws: Share | range,
     workers: int,
     pin: bool,
     on_worker: Callable[[int], None] | None = None,
 ) -> DataLoader:
-    """From draw `first` on, (batch, problems): the batch is (uint8 [B, 3, H, W], uint8 [B, H, W]), or the images alone;
+    """The draws in batches, (batch, problems): the batch is (uint8 [B, 3, H, W], uint8 [B, H, W]), or the images alone;
     problems names the pictures that were replaced, and says why. `on_worker` is called in every worker at its start."""
     return DataLoader(
         stream,
         batch_size,
-        sampler=range(first, len(stream)),
+        sampler=draws,
         num_workers=workers,
         collate_fn=_stack,
         pin_memory=pin,
@@ -96,11 +110,23 @@ def training_loader(
 
 
 def evaluation_loader(
-    data: SegmentationSet, workers: int, on_worker: Callable[[int], None] | None = None
+    data: SegmentationSet,
+    workers: int,
+    on_worker: Callable[[int], None] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """Batches of (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or B None)."""
+    """Batches of (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or B None).
+
+    share: (rank, ranks); of the batches that one process would see a rank gets every ranks-th whole."""
+    indices = range(len(data))
+    whole = [indices[start : start + EVALUATION_BATCH] for start in indices[::EVALUATION_BATCH]]
+    rank, ranks = share
     return DataLoader(
-        _Reported(data), EVALUATION_BATCH, num_workers=workers, collate_fn=_stack_images, worker_init_fn=on_worker
+        _Reported(data),
+        batch_sampler=whole[rank::ranks],
+        num_workers=workers,
+        collate_fn=_stack_images,
+        worker_init_fn=on_worker,
     )
 
 

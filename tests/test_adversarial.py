@@ -23,6 +23,7 @@ from utils.adversarial import (
     vanilla,
 )
 from utils.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
+from utils.gradients import Gradients
 from utils.losses import segmentation_loss
 
 
@@ -33,8 +34,8 @@ def options(**changed):
     return Namespace(**(plain | changed))
 
 
-def silent(**values):
-    """A log that keeps nothing."""
+silent = Gradients("fp32", 1, torch.device("cpu"), lambda **_: None)
+"""Whose log keeps nothing."""
 
 
 @pytest.fixture
@@ -146,10 +147,11 @@ def test_labels_point_the_right_way(batch):
     logged = {}
     args = options()
     model = build_segmenter("bisenet").train()
-    seen = segmenter_gradients(model, [Perfect()], images, labels, target, (1e-3,), args, logged.update)
+    kept = Gradients("fp32", 1, args.device, lambda **values: logged.update(values))
+    seen = segmenter_gradients(model, [Perfect()], images, labels, target, (1e-3,), args, kept)
     assert logged["adversarial"].item() > 19
     seen = [[view.requires_grad_() for view in part] for part in seen]
-    discriminator_gradients([Perfect()], *seen, args, logged.update)
+    discriminator_gradients([Perfect()], *seen, args, kept)
     assert float(logged["discriminator_source"]) < 1e-6
     assert float(logged["discriminator_target"]) < 1e-6
     assert float(logged["discriminator_accuracy_source"]) == float(logged["discriminator_accuracy_target"]) == 1

@@ -34,7 +34,7 @@ def test_batches_from_arrays_are_those_from_files(game, city, place, monkeypatch
 
     def drawn(data):
         stream = TrainingStream(data, geometry, seed=1, stream=0, draws=16)
-        training = [batch for batch, _ in batches(training_loader(stream, 4, 0, workers, pin=False))]
+        training = [batch for batch, _ in batches(training_loader(stream, 4, range(len(stream)), workers, pin=False))]
         return training, list(batches(evaluation_loader(data, workers)))
 
     sets = (gta5(game, SIZE), cityscapes(city, "train", SIZE), cityscapes(city, "train", SIZE, labelled=False))

@@ -99,7 +99,8 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts(city, workers):
 
     def drawn(first, workers, seed=0, number=0):
         stream = TrainingStream(cityscapes(city, "train", SIZE), geometry, seed, number, draws=18)
-        return [batch for batch, _ in batches(training_loader(stream, 3, first * 3, workers, pin=False))]
+        loader = training_loader(stream, 3, range(first * 3, len(stream)), workers, pin=False)
+        return [batch for batch, _ in batches(loader)]
 
     whole, rest = drawn(0, 0), drawn(4, workers)
     assert len(whole) == 6
@@ -111,7 +112,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts(city, workers):
 
 def test_unlabelled_streams_give_pictures_alone(city):
     stream = TrainingStream(cityscapes(city, "train", SIZE, labelled=False), Geometry(SIZE), 0, 0, draws=4)
-    ((batch, _),) = batches(training_loader(stream, 4, 0, 0, pin=False))
+    ((batch, _),) = batches(training_loader(stream, 4, range(len(stream)), 0, pin=False))
     assert batch.shape == (4, 3, 32, 48)
     pictures = {picture(number).tobytes() for number in range(4)}
     assert {image.permute(1, 2, 0).numpy().tobytes() for image in batch} == pictures
@@ -123,7 +124,7 @@ def test_a_damaged_file_is_one_line_also_from_a_worker(city, workers):
     file.write_bytes(file.read_bytes()[:200])
     data = cityscapes(city, "train", SIZE)
     loaders = (
-        training_loader(TrainingStream(data, Geometry(SIZE), 0, 0, draws=4), 4, 0, workers, pin=False),
+        training_loader(TrainingStream(data, Geometry(SIZE), 0, 0, draws=4), 4, range(4), workers, pin=False),
         evaluation_loader(data, workers),
     )
     for loader in loaders:

@@ -31,7 +31,7 @@ def adapt_to(
     a set of fewer than two."""
     batch = min(batch_size, len(data))
     stream = TrainingStream(data, Geometry(data.size), seed=0, stream=0, draws=len(data) // batch * batch)
-    loader = training_loader(stream, batch, first=0, workers=workers, pin=False, on_worker=worker_signals)
+    loader = training_loader(stream, batch, range(len(stream)), workers=workers, pin=False, on_worker=worker_signals)
 
     def images() -> Iterator[Tensor]:
         for drawn, _ in batches(loader):

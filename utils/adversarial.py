@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .entropy import weighted_self_information
+from .losses import full_precision
 
 SOURCE, TARGET = 0.0, 1.0
 """The domain labels, as AdaptSegNet has them."""
@@ -25,11 +26,13 @@ INPUTS = {"softmax": softmax, "entropy": weighted_self_information}
 
 def vanilla(scores: Tensor, domain: float) -> Tensor:
     """Binary cross-entropy of the score map against one domain label, on logits; the mean over all scores."""
+    scores = full_precision(scores)
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, domain))
 
 
 def least_squares(scores: Tensor, domain: float) -> Tensor:
     """LSGAN (Mao et al., ICCV 2017): the mean of (score - domain)^2, on the scores themselves."""
+    scores = full_precision(scores)
     return F.mse_loss(scores, torch.full_like(scores, domain))
 
 

@@ -24,8 +24,10 @@ from datasets.gta5 import ENCODINGS
 from datasets.labels import CLASS_NAMES
 from models.bisenet import CHANNELS
 
+from . import distributed
 from .checkpoint import LAST, PREVIOUS
 from .errors import Parser, UserError
+from .gradients import PRECISIONS, default_precision
 from .losses import LOSSES, PixelLoss, cross_entropy, focal, median_frequency_weights, ohem
 
 MOVED = {"flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
@@ -125,8 +127,9 @@ def default_device() -> torch.device:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: its share, where torchrun started several."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def add_machine_flags(group: argparse._ArgumentGroup) -> None:
@@ -235,6 +238,14 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     )
     training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
     training.add_argument(
+        "--precision", choices=PRECISIONS, help="of convolutions in training; evaluation is in fp32 (bf16 on GPUs that "
+        "compute it natively, else fp32; fp16, with a scaled loss, for older GPUs)",
+    )  # fmt: skip
+    training.add_argument(
+        "--accumulate", type=positive, default=1, metavar="N",
+        help="take each batch in N parts, one after the other, for a small GPU: batch normalisation sees a part (1)",
+    )  # fmt: skip
+    training.add_argument(
         "--flip", type=number(0, 1), metavar="P", help="horizontal flip (by --settings; report's: 0.15)"
     )
     training.add_argument(
@@ -279,6 +290,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "--max-bad-share", type=number(0, 1), default=0.01, metavar="SHARE",
         help="with skip: stop when more of a set's pictures cannot be read (0.01)",
     )  # fmt: skip
+    run.add_argument("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
     add_machine_flags(run)
     return parser
 
@@ -296,15 +308,30 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem
-    if args.batch_size < 2:
-        raise UserError("--batch-size 1: batch normalisation of pooled features needs at least 2 pictures a batch")
+    try:
+        args.device = distributed.start(args.device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    args.precision = args.precision or default_precision(args.device)
+    parts = distributed.ranks() * args.accumulate
+    if args.batch_size % parts:
+        raise UserError(
+            f"--batch-size {args.batch_size}: not divisible by {distributed.ranks()} process(es) x --accumulate "
+            f"{args.accumulate}; it is the whole batch, over all of them"
+        )
+    if args.batch_size // (parts if args.device.type == "cpu" else args.accumulate) < 2:
+        raise UserError(
+            f"--batch-size {args.batch_size}: batch normalisation of pooled features needs at least 2 pictures a time"
+        )
     if args.resume and args.run_dir is None:
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
-    args.run_dir = args.root = args.run_dir or default_directory(args)  # a script may put several runs below its root
+    # A script may put several runs below its root.
+    args.run_dir = args.root = distributed.from_first(args.run_dir or default_directory(args))
     source = "gta5_encoding" in known
     if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
         try:
-            game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
+            with distributed.first_then_others():
+                game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
         except (OSError, ValueError) as error:
             raise UserError(f"--demo: the street scenes cannot be written below {DEMO_ROOT} ({error})") from None
         args.cityscapes = args.cityscapes or camera
@@ -365,7 +392,7 @@ def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
     trained = sum(parameter.numel() for parameter in model.parameters())
     start = f"weights of {args.run_dir if resumed else args.init}" if replaced else model.weights_report
     print(f"{args.model}, {trained:,} parameters in training; {start}")
-    return model.to(args.device)
+    return distributed.synchronised(model.to(args.device), args.device)
 
 
 def pixel_loss(args: argparse.Namespace, data: SegmentationSet) -> PixelLoss:

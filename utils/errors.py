@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import torch
 
+from . import distributed
+
 
 class UserError(Exception):
     """What was expected, what was found, in which file, and what to do; shown as one line."""
@@ -29,6 +31,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130."""
     try:
         main()
+        distributed.end()
     except UserError as error:
         message = str(error)
         error.__traceback__ = None  # whose frames hold the loaders, and those their workers
@@ -40,5 +43,6 @@ def run_script(main: Callable[[], None]) -> None:
     else:
         return
     gc.collect()  # loaders that an error left in cycles end their workers here, not at some time during the exit
-    print(f"error: {message}", file=sys.stderr)
+    who = f"rank {distributed.rank()}: " if distributed.ranks() > 1 else ""
+    print(f"error: {who}{message}", file=sys.stderr)
     sys.exit(2)

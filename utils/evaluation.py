@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .appearance import to_float
+from .distributed import from_each, sum_over_ranks
 from .entropy import prediction_entropy
 from .metrics import ConfusionMatrix
 
@@ -36,19 +38,28 @@ def evaluate(
     batches: (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or None). The figures
     are taken at each label's own resolution; without labels they are None. `each(number, image [3, H, W], logits
     [1, C, H, W], label)` is called for every picture. Leaves the model in evaluation mode.
+
+    Of several ranks each brings the batches that `evaluation_loader` shares out, and all get the figures of the whole
+    set: to the bit those that one process computes.
     """
     model.eval()
     matrix = ConfusionMatrix(len(class_names))
-    entropy, pictures = torch.zeros((), dtype=torch.float64, device=device), 0
+    entropies: list[Tensor] = []
+    pictures = 0
     for images, labels in batches:
         logits = model(to_float(images.to(device, non_blocking=True)))
-        entropy += prediction_entropy(logits).mean(dim=(1, 2)).double().sum()
+        entropies.append(prediction_entropy(logits).mean(dim=(1, 2)).double().sum())
         for index, label in enumerate(labels):
             if label is not None:
                 matrix.update(predict(logits[index : index + 1], label.shape), label.to(device, non_blocking=True))
             if each is not None:
                 each(pictures + index, images[index], logits[index : index + 1], label)
         pictures += len(images)
+    matrix.matrix = sum_over_ranks(matrix.matrix.to(device))
+    each_rank = from_each((pictures, torch.stack(entropies).tolist() if entropies else []))
+    in_order = itertools.zip_longest(*(of_batches for _, of_batches in each_rank), fillvalue=0.0)
+    entropy = sum(itertools.chain.from_iterable(in_order))  # in the order of one process
+    pictures = sum(number for number, _ in each_rank)
     iou = matrix.iou().tolist()
     return {
         "accuracy": _number(matrix.accuracy()),
@@ -56,7 +67,7 @@ def evaluate(
         "miou": _number(matrix.miou()),
         "iou": {name: _number(value) for name, value in zip(class_names, iou, strict=True)},
         "classes_evaluated": int(matrix.present().sum()),
-        "entropy": float(entropy / max(1, pictures)),
+        "entropy": entropy / max(1, pictures),
         "pictures": pictures,
     }
 

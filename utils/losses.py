@@ -1,7 +1,9 @@
 """Losses of the segmentation networks; what `--loss` chooses from.
 
-A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore, and gives a scalar; where
-no pixel has a label that is 0, with a zero gradient. All but the plain cross-entropy answer class imbalance.
+A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore, and gives a scalar in
+float32; where no pixel has a label that is 0, with a zero gradient. Of several processes each gives its sum over its
+share of the batch, divided so that the mean over processes is the loss of the whole batch. All but the plain
+cross-entropy answer class imbalance.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from datasets.labels import IGNORE
 
+from .distributed import mean_over_ranks, ranks
+
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("ce", "ohem", "focal", "weighted")
 
@@ -22,39 +26,50 @@ LOSSES = ("ce", "ohem", "focal", "weighted")
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the labelled pixels; with class weights [C], their weighted mean (ce, weighted)."""
     labels = labels.long()
-    total = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(full_precision(logits), labels, weight, ignore_index=IGNORE, reduction="sum")
     if weight is None:
-        return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
+        return total / pixels(labels != IGNORE)
     shares = F.pad(weight, (0, IGNORE + 1 - len(weight)))[labels]
-    return total / shares.sum().clamp(min=torch.finfo(total.dtype).tiny)
+    return total / mean_over_ranks(shares.sum()).clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """What autocast left in half precision as float32; anything else as it is."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def pixels(mask: Tensor) -> Tensor:
+    """What a sum over the set pixels is divided by: their number (at least 1), of several processes its mean."""
+    return mean_over_ranks(torch.count_nonzero(mask).float()).clamp(min=1 / ranks())
 
 
 def ohem(logits: Tensor, labels: Tensor, threshold: float = 0.7, at_least: float = 1 / 16) -> Tensor:
     """Online hard example mining (Shrivastava et al., CVPR 2016), by pixels: the mean cross-entropy over the labelled
     pixels whose own class has a probability below `threshold`; where fewer than `at_least` of the batch's pixels are
-    so hard, over the hardest that many (both constants as in BiSeNet's public implementations)."""
+    so hard, over the hardest that many (both constants as in BiSeNet's public implementations). Each of several
+    processes finds the hardest of its own share."""
     labels = labels.long()
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    losses = F.cross_entropy(full_precision(logits), labels, ignore_index=IGNORE, reduction="none")
     hardest = losses.detach().flatten().topk(max(1, int(at_least * losses.numel()))).values[-1]
     hard = (labels != IGNORE) & ((losses > -math.log(threshold)) | (losses >= hardest))
-    return (losses * hard).sum() / hard.sum().clamp(min=1)
+    return (losses * hard).sum() / pixels(hard)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     """Mean of (1 - p)^gamma times the cross-entropy, p the probability of the pixel's own class (Lin et al., ICCV
     2017, equation 4, gamma 2); without class weights."""
     labels = labels.long()
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    losses = F.cross_entropy(full_precision(logits), labels, ignore_index=IGNORE, reduction="none")
     # expm1 keeps 1 - p exact where p is nearly 1.
     total = ((-torch.expm1(-losses)).clamp(min=0).pow(gamma) * losses).sum()
-    return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
+    return total / pixels(labels != IGNORE)
 
 
 def weighted_by_pixel(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS, equation 3)."""
     labels = labels.long()
-    total = (F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none") * weights).sum()
-    return total / torch.count_nonzero(labels != IGNORE).clamp(min=1)
+    total = (F.cross_entropy(full_precision(logits), labels, ignore_index=IGNORE, reduction="none") * weights).sum()
+    return total / pixels(labels != IGNORE)
 
 
 def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torchvision.transforms import v2
 
 from datasets.labels import IGNORE
 
+from .distributed import mean_over_ranks
+
 SURE = 0.968
 """A pixel whose pseudo-label has more than this probability counts as sure (DACS, section 4.1)."""
 
@@ -35,7 +37,7 @@ def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 def pseudo_label_weight(confidence: Tensor) -> Tensor:
     """Share of the batch's target pixels that are sure: the weight of every one of them (DACS, equation 4)."""
-    return (confidence > SURE).float().mean()
+    return mean_over_ranks((confidence > SURE).float().mean())
 
 
 class StrongAugmentation:

@@ -38,17 +38,20 @@ from datasets import SegmentationSet
 from datasets.geometry import Geometry
 from datasets.labels import CLASS_NAMES
 from datasets.prepared import prepared
-from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
+from datasets.stream import Share, TrainingStream, batches, evaluation_loader, training_loader
 from models.layers import resize
 
 from .appearance import to_float
 from .checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint, start_from, write_atomically, write_json
+from .distributed import first_then_others, from_each, from_first, highest, rank, ranks, share_buffers
 from .errors import UserError
 from .evaluation import evaluate, predict
+from .gradients import Gradients, compiled
 from .interruption import Interruption, Stop, worker_signals
 from .lock import DirectoryLock
 from .pictures import panel
 from .provenance import commit, device_name, fingerprint, versions
+from .scalars import Scalars
 from .tables import percent, result_tables
 
 DEFAULT_EPOCHS = 50
@@ -72,6 +75,7 @@ FREE = {
     "run_dir",
     "workers",
     "device",
+    "compile",
     "gta5",
     "cityscapes",
     "gta5_list",
@@ -96,8 +100,9 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self._kept: dict[str, Any] = {}
-        self._losses: dict[str, Tensor] = {}
+        self._scalars = Scalars()
         self._epoch_losses: dict[str, list[float]] = {}
+        self.gradients = Gradients(args.precision, args.accumulate, self.device, self.log)
         self._streams: list[TrainingStream] = []
         self._evaluated: dict[str, SegmentationSet] = {}
         self._bad: dict[str, str] = {}
@@ -114,10 +119,13 @@ class Run:
             "versions": versions(),
             "commit": commit(),
             "device": device_name(self.device),
+            "ranks": ranks(),
         }
         self.directory = args.run_dir
-        self._begun = args.resume and (self.directory / "config.json").exists()
-        self._refuse_another_run()
+        self._lock: DirectoryLock | None = None  # rank 0's, who alone writes
+        self._begun = from_first(args.resume and (self.directory / "config.json").exists())
+        if self._begun or rank() == 0:
+            self._refuse_another_run()
         seed_everything(args.seed, 0)
         print(
             f"run {self.directory}: {self.total_steps} steps of {args.batch_size}; an epoch is {self.steps_per_epoch} "
@@ -140,6 +148,8 @@ class Run:
 
     def _open_directory(self) -> None:
         """Once everything is built, so that a mistake in a flag leaves no directory behind."""
+        if rank() > 0:
+            return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = DirectoryLock(self.directory)
@@ -169,6 +179,12 @@ class Run:
             for name, value in self.config["data"].items()
             if data.get(name) != value
         ]
+        if before.get("ranks", 1) != ranks():
+            words = f"{before.get('ranks', 1)} process(es) were training, {ranks()} are"
+            if self.device.type == "cuda":
+                print(f"note: {words}")
+            else:
+                changed.append(f"{words}, and on a CPU batch normalisation sees one process's share of a batch")
         for what in ("commit", "versions"):
             if before.get(what) != self.config[what]:
                 print(f"note: the run was started with another {what} ({before.get(what)})")
@@ -185,10 +201,13 @@ class Run:
     def restore(self, model: nn.Module, **others: Any) -> None:
         """Names what checkpoints keep (`model` is the deployed network; others have state_dict) and, with --resume,
         brings all of it back; else, with --init, starts the network from another run's."""
+        if self.gradients.scaler.is_enabled():
+            others["scaler"] = self.gradients.scaler
         self._kept = {"model": model, **others}
         if not self._begun and self.args.init is not None:
             start_from(model, self.args.init)
-        self._open_directory()
+        with first_then_others():
+            self._open_directory()
         checkpoint = load_newest(self.directory) if self._begun else None
         if checkpoint is not None:
             self._load(checkpoint)
@@ -196,8 +215,12 @@ class Run:
             start_from(model, self.args.init)
         for name, part in others.items():
             if isinstance(part, Optimizer):
-                self._watch_gradients(name, part)
-        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self._begun else None)
+                self.gradients.watch(name, part)
+        for part in (model, *others.values()) if self.args.compile else ():
+            if isinstance(part, nn.Module):
+                compiled(part)
+        purge = self.step + 1 if self._begun else None
+        self.board = SummaryWriter(self.directory / "tensorboard", purge_step=purge) if rank() == 0 else _NoBoard()
         self._interruption.listen()
         self._saved = time.monotonic()
 
@@ -236,17 +259,6 @@ class Run:
         self._write_history()
         print(f"goes on after step {self.step}, epoch {self.epoch}")
 
-    def _watch_gradients(self, name: str, optimizer: Optimizer) -> None:
-        """Logs the norm of the gradients before every step; one that is not finite stops the run."""
-        title = "gradient" if name == "optimizer" else f"gradient_{name.removesuffix('_optimizer')}"
-
-        def norm(optimizer: Optimizer, *_: Any) -> None:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-            self.log(**{title: torch.linalg.vector_norm(norms)})
-
-        optimizer.register_step_pre_hook(norm)
-
     def _content(self) -> dict[str, Any]:
         model = self._kept["model"]
         return {
@@ -261,8 +273,12 @@ class Run:
         }
 
     def _save(self, best: bool = False) -> None:
-        """Raises `UserError` for a loss that is not finite, so that what is kept is good."""
+        """On all ranks at once. Raises `UserError` for a loss that is not finite, so that what is kept is good."""
         self._read_losses()
+        self._saved = time.monotonic()
+        if rank() > 0:
+            self._changes = []
+            return
         self.board.flush()  # what is logged and what is kept end at the same step
         content = self._content()
         if best:
@@ -275,16 +291,18 @@ class Run:
             write_json(self.directory / "config.json", self.config)
             self._changes = []
         self._write_history()
-        self._saved = time.monotonic()
 
     def _write_history(self) -> None:
+        if rank() > 0:
+            return
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.directory / "metrics.jsonl", lambda file: file.write(lines.encode()))
 
     # Steps
 
     def stream(self, data: SegmentationSet, geometry: Geometry) -> Iterator[Any]:
-        """Batches of a training set from the run's present step to its last, as `datasets.stream` draws them."""
+        """Batches of a training set from the run's present step to its last, as `datasets.stream` draws them: of each
+        this rank's share, in --accumulate parts."""
         batch, number = self.args.batch_size, len(self._streams)
         skip = self.args.on_bad_sample == "skip"
         data = self._prepared(data, with_labels=True, skip=skip)
@@ -293,7 +311,9 @@ class Run:
 
         def draw() -> Iterator[Any]:
             pin = self.device.type == "cuda"
-            loader = training_loader(stream, batch, self.step * batch, self.args.workers, pin, worker_signals)
+            share = Share(self.step * batch, len(stream), batch, rank(), ranks())
+            part = batch // ranks() // self.args.accumulate
+            loader = training_loader(stream, part, share, self.args.workers, pin, worker_signals)
             for drawn, problems in batches(loader):
                 if problems:
                     self._note_bad(data, problems)
@@ -308,25 +328,29 @@ class Run:
             return data
         own = [place / ".prepared" for place in (data.root, self.args.root.parent) if place is not None]
         places = own if self.args.cache is None else [self.args.cache]
-        return prepared(data, places, self.args.workers, with_labels, skip, self.pause, worker_signals)
+        with first_then_others():
+            return prepared(data, places, self.args.workers, with_labels, skip, self.pause_within, worker_signals)
 
     def _note_bad(self, data: SegmentationSet, problems: dict[str, str]) -> None:
         """Lists pictures that were replaced; raises `UserError` when they are too many of their set."""
         found = {f"{data.name}: {name}": problem for name, problem in problems.items()}
-        new = found.keys() - self._bad.keys()
-        if not new:
+        if found.keys() <= self._bad.keys():
             return
-        for name in sorted(new):
-            print(f"note: skipped {name} ({found[name]})")
-        self._bad |= found
-        lines = "".join(f"{name}\t{problem}\n" for name, problem in sorted(self._bad.items()))
-        write_atomically(self.directory / "bad_samples.txt", lambda file: file.write(lines.encode()))
+        self._list_bad(found)
         bad = sum(name.startswith(f"{data.name}: ") for name in self._bad)
         if bad > self.args.max_bad_share * len(data):
             raise UserError(
                 f"{bad} of {len(data)} pictures of {data.name} cannot be read, more than --max-bad-share "
                 f"{self.args.max_bad_share:g}; they are listed in {self.directory / 'bad_samples.txt'}"
             )
+
+    def _list_bad(self, found: dict[str, str]) -> None:
+        for name in sorted(found.keys() - self._bad.keys()):
+            print(f"note: skipped {name} ({found[name]})")
+        self._bad |= found
+        lines = "".join(f"{name}\t{problem}\n" for name, problem in sorted(self._bad.items()))
+        if rank() == 0:
+            write_atomically(self.directory / "bad_samples.txt", lambda file: file.write(lines.encode()))
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, from 1; one that was interrupted is continued."""
@@ -337,56 +361,82 @@ class Run:
                 self.closed = self.epoch
         finally:
             self._interruption.close()
-            self._lock.release()
+            self._release()
             self.board.close()
 
     def steps(self, *streams: Iterator[Any]) -> Iterator[Any]:
-        """The steps of one epoch: a batch of each stream, on the device (one stream: the batch itself).
+        """The steps of one epoch: a batch of each stream, on the device (one stream: the batch itself); with
+        --accumulate every step comes as so many parts of its batch.
 
-        Shows the progress; raises `UserError` when a logged loss is not finite. Ends the process, with a checkpoint,
-        when it is to stop.
+        Shows the progress, and the share of the time that steps wait for data; raises `UserError` when a logged loss is
+        not finite. Ends the process, with a checkpoint, when it is to stop.
         """
         first = (self.epoch - 1) * self.steps_per_epoch
         count = min(first + self.steps_per_epoch, self.total_steps) - self.step
         if self.step == first:
             self._epoch_losses = {}
-        with tqdm(total=count, desc=f"epoch {self.epoch}", unit="step", disable=None, leave=False) as bar:
-            start, seen = time.perf_counter(), 0
+        silent = True if rank() > 0 else None
+        with tqdm(total=count, desc=f"epoch {self.epoch}", unit="step", disable=silent, leave=False) as bar:
+            start, seen, waited = time.perf_counter(), 0, 0.0
             for position in range(count):
                 self.pause()
-                batch = [_to(next(stream), self.device) for stream in streams]
-                seed_everything(self.args.seed, self.step + 1)
-                yield batch[0] if len(batch) == 1 else tuple(batch)
+                for part in range(self.args.accumulate):
+                    asked = time.perf_counter()
+                    batch = [_to(next(stream), self.device) for stream in streams]
+                    waited += time.perf_counter() - asked
+                    self.gradients.last_part = part + 1 == self.args.accumulate
+                    seed_everything(self.args.seed, self.step + 1, rank(), part)
+                    yield batch[0] if len(batch) == 1 else tuple(batch)
+                self.gradients.step_done()
                 self.step += 1
                 seen += self.args.batch_size
                 bar.update()
                 if (self.step - first) % READ_EVERY == 0 or position + 1 == count:  # wherever the run was resumed
                     losses = self._read_losses()
-                    rate = seen / (time.perf_counter() - start)
-                    shown = {k: f"{v:.3f}" for k, v in losses.items()}
-                    bar.set_postfix(shown | {"rate": f"{self._rate():.1e}", "images/s": f"{rate:.1f}"})
-                    self.board.add_scalar("speed/images_per_second", rate, self.step)
+                    passed = time.perf_counter() - start
+                    shown = {k: f"{v:.3f}" for k, v in losses.items()} | {"rate": f"{self._rate():.1e}"}
+                    speed = {"images/s": f"{seen / passed:.1f}", "waiting": f"{100 * waited / passed:.0f}%"}
+                    bar.set_postfix(shown | speed)
+                    self.board.add_scalar("speed/images_per_second", seen / passed, self.step)
+                    self.board.add_scalar("speed/share_waiting_for_data", waited / passed, self.step)
                     self.board.add_scalar("train/rate", self._rate(), self.step)
 
     def pause(self) -> None:
-        """Between two steps, and between two batches of anything long: is it time for a checkpoint, or to stop?"""
-        self._lock.touch()
+        """Between two steps, on all ranks at once: is it time for a checkpoint, or to stop?"""
+        self._touch()
         stop = self._interruption.stop()
-        if stop is not None:
-            self._stop(stop)
-        minutes = self.args.checkpoint_minutes
-        if time.monotonic() - self._saved >= 60 * minutes and self.step > 0:
+        due = time.monotonic() - self._saved >= 60 * self.args.checkpoint_minutes and self.step > 0
+        wanted = highest(2 if stop is not None else int(due))
+        if wanted == 2:
+            self._stop(next(found for found in from_each(stop) if found is not None))
+        if wanted == 1:
             self._save()
+
+    def pause_within(self) -> None:
+        """Between two batches of anything long, which ranks do one by one: alone it is a `pause`."""
+        if ranks() == 1:
+            self.pause()
+        else:
+            self._touch()
+
+    def _touch(self) -> None:
+        if self._lock is not None:
+            self._lock.touch()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _stop(self, stop: Stop) -> NoReturn:
         """Writes a checkpoint, says how to go on, ends the process."""
         self._save()
         self._interruption.close()
-        self._lock.release()
+        self._release()
         again = [Path(sys.argv[0]).name, *sys.argv[1:], "--run-dir", str(self.args.root), "--resume"]
+        start = "python" if ranks() == 1 else f"torchrun --nproc-per-node={ranks()}"
         print(
             f"{stop.reason} after step {self.step} of {self.total_steps}, in epoch {self.epoch}; a checkpoint is "
-            f"written. Go on with: python {shlex.join(again)}",
+            f"written. Go on with: {start} {shlex.join(again)}",
             flush=True,
         )
         raise SystemExit(stop.status)
@@ -397,21 +447,22 @@ class Run:
 
     def log(self, **values: Tensor | float) -> None:
         """Notes scalars of this step; tensors are not read before the next reading."""
-        for name, value in values.items():
-            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            self._losses.setdefault(name, []).append(value)
+        self._scalars.add(self.step + 1, values)
 
     def _read_losses(self) -> dict[str, float]:
-        """Writes what was logged since the last reading; gives the means. Raises `UserError` at what is not finite."""
+        """On all ranks at once: writes what was logged since the last reading; gives the means. Raises `UserError` at
+        what is not finite."""
         means, wrong = {}, []
-        for name, values in self._losses.items():
-            read = torch.stack(values).tolist()
-            for step, value in enumerate(read, start=self.step - len(read) + 1):
+        for name, read in self._scalars.read().items():
+            for step, value in read.items():
                 self.board.add_scalar(f"train/{name}", value, step)
                 if not math.isfinite(value):
                     wrong.append((step, name.startswith("gradient"), name, value))  # the loss is named first
-            self._epoch_losses.setdefault(name, []).extend(read)
-            means[name] = sum(read) / len(read)
+            self._epoch_losses.setdefault(name, []).extend(read.values())
+            means[name] = sum(read.values()) / len(read)
+        for bad in from_each(self._bad) if ranks() > 1 else ():
+            if not bad.keys() <= self._bad.keys():
+                self._list_bad(bad)
         if wrong:
             step, _, name, value = min(wrong, key=lambda found: found[:3])
             last = self.directory / LAST
@@ -420,7 +471,7 @@ class Run:
                 "Try a lower --lr; "
                 + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet")
             )
-        self._losses = {}
+        self.gradients.check_scale()
         return means
 
     def _pictures(self, step: int) -> str:
@@ -458,8 +509,10 @@ class Run:
                 continue
             if data.name not in self._evaluated:
                 self._evaluated[data.name] = self._prepared(data, with_labels=False)  # labels stay at their own size
-            loader = evaluation_loader(self._evaluated[data.name], self.args.workers, worker_signals)
+            share = (rank(), ranks())
+            loader = evaluation_loader(self._evaluated[data.name], self.args.workers, worker_signals, share)
             watched = self._watched(batches(loader))
+            share_buffers(networks[name])
             entry[name] = metrics = evaluate(networks[name], watched, self.device, CLASS_NAMES)
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:
@@ -481,11 +534,13 @@ class Run:
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            self.pause()
+            self.pause_within()
             yield batch
 
     @torch.no_grad()
     def _show_examples(self, model: nn.Module, data: SegmentationSet) -> None:
+        if rank() > 0:
+            return
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int).tolist():
             image, label = data[index]
             prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
@@ -501,6 +556,8 @@ class Run:
 
     def finish(self) -> None:
         """Writes result.json and prints the table row: the last checkpoint, and apart from it the oracle."""
+        if rank() > 0:
+            return
         last = self.history[-1]
         result = last["target"] | {
             "step": last["step"],
@@ -544,12 +601,21 @@ def _move_to(schedule: LRScheduler, step: int) -> None:
         group["lr"] = rate
 
 
-def seed_everything(seed: int, step: int) -> None:
-    """Seeds Python, NumPy and torch (all devices) as a function of (seed, step)."""
-    mixed = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint32)[0])
+def seed_everything(seed: int, step: int, rank: int = 0, part: int = 0) -> None:
+    """Seeds Python, NumPy and torch (all devices) as a function of (seed, step), and of which share of a step's batch
+    this is, where it is one of several."""
+    which = (rank, part) if rank or part else ()
+    mixed = int(np.random.SeedSequence((seed, step, *which)).generate_state(1, np.uint32)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
+
+
+class _NoBoard:
+    """Takes what rank 0 writes to TensorBoard, and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
 def _to(batch: Any, device: torch.device) -> Any:
