@@ -27,12 +27,14 @@ from datasets.files import picture_size, read_image
 from datasets.geometry import resize_image, resize_label
 from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
 from datasets.stream import batches, evaluation_loader
+from models.deployment import Deployed
 from utils.adabn import adapt_to
 from utils.arguments import add_machine_flags, positive
 from utils.checkpoint import build_from_checkpoint, load_checkpoint, write_json
 from utils.ensemble import MeanSoftmax
 from utils.errors import Parser, UserError, run_script
 from utils.evaluation import evaluate, predict
+from utils.gradients import PRECISIONS
 from utils.pictures import panel
 from utils.tables import result_tables
 
@@ -72,7 +74,13 @@ def parse_args() -> argparse.Namespace:
     output.add_argument(
         "--save-side-by-side", type=Path, metavar="DIR", help="picture, ground truth and every network's prediction"
     )
-    add_machine_flags(parser.add_argument_group("machine"))
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="of the network; other than fp32, batch normalisation is folded into the convolutions (%(default)s)",
+    )  # fmt: skip
+    machine.add_argument("--compile", action="store_true", help="fold and torch.compile it: for many pictures")
+    add_machine_flags(machine)
     return parser.parse_args()
 
 
@@ -103,10 +111,13 @@ def main() -> None:
             used = _adapt(model, args, checkpoint["config"]["arguments"], path)
             name += " + AdaBN"
             print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
+        if args.precision != "fp32" or args.compile:
+            model = Deployed(model, PRECISIONS[args.precision], args.compile)
         models[name] = model
         metrics = _evaluate(args, model, data, name, side_by_side)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
+                       | {"precision": args.precision}
                        | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | metrics)  # fmt: skip
     if len(models) > 1 and not args.no_mean:
         if len({data.size for data in sets}) == 1:
@@ -114,7 +125,8 @@ def main() -> None:
             metrics = _evaluate(args, MeanSoftmax(list(models.values())), data, name, side_by_side)
             named.append((name, metrics))
             records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
-                           | {"adapt_bn": args.adapt_bn, "step": None, "epoch": None} | metrics)  # fmt: skip
+                           | {"adapt_bn": args.adapt_bn, "precision": args.precision}
+                           | {"step": None, "epoch": None} | metrics)  # fmt: skip
         else:
             print("no mean of the networks: they were trained at different working sizes")
 

@@ -12,7 +12,6 @@ the convolutions' MACs are those alone; FLOPs = 2 x MACs. What fvcore does not c
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import statistics
 import time
@@ -25,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from models import build_discriminator, build_segmenter
+from models.deployment import Deployed
 from utils.arguments import default_device, device, positive, size
 from utils.checkpoint import write_atomically, write_json
 from utils.errors import Parser, UserError, run_script
+from utils.gradients import PRECISIONS
 from utils.provenance import device_name
 from utils.tables import markdown
 
@@ -61,6 +62,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name contains TEXT (all)")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="for latency and memory (1)")
     parser.add_argument("--runs", type=positive, metavar="N", help="timed runs (GPU: 100, CPU: 10)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="of the deployed network, beside plain fp32 (GPU: fp16, CPU: fp32)"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the deployed network (GPU: CUDA graphs)")
     parser.add_argument("--no-latency", action="store_true", help="count only; nothing is run")
     parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, exactly")
@@ -124,15 +129,14 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def timings(model: nn.Module, args: argparse.Namespace) -> dict[str, dict[str, float | None]]:
-    """Plain fp32, and as one would deploy it: channels-last, in half precision on a GPU. The two are interleaved."""
+    """Plain fp32, and as one would deploy it (`models.deployment`). The two are interleaved."""
     half = args.device.type == "cuda"
     inputs = example(model, args.size, args.batch_size).to(args.device)
     model = model.to(args.device, memory_format=torch.contiguous_format)
-    variants = {"fp32": (model, inputs)}
-    deployed = copy.deepcopy(model).to(args.device, memory_format=torch.channels_last)
-    laid_out = inputs.contiguous(memory_format=torch.channels_last)
-    name = "fp16 channels-last" if half else "fp32 channels-last"
-    variants[name] = (deployed.half(), laid_out.half()) if half else (deployed, laid_out)
+    precision = args.precision or ("fp16" if half else "fp32")
+    deployed = Deployed(model, PRECISIONS[precision], args.compile)
+    name = f"{precision}, deployed" + (", compiled" if args.compile else "")
+    variants = {"fp32": (model, inputs), name: (deployed, inputs)}
     runs = args.runs or (100 if half else 10)
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     memory = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -25,15 +27,28 @@ class ConfusionMatrix:
         """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
-        valid = label != IGNORE
-        label, prediction = label[valid].long(), prediction[valid].long()
-        pairs = label * self.num_classes + prediction
-        # One bincount settles both: whatever is out of range lands outside the square or is a negative pair.
-        wrong = (label < 0) | (label >= self.num_classes) | (prediction < 0) | (prediction >= self.num_classes)
-        if bool(wrong.any()):
-            raise ValueError(f"labels and predictions must be 0 to {self.num_classes - 1} (or label {IGNORE})")
-        counts = torch.bincount(pairs, minlength=self.num_classes**2)
-        self.matrix = self.matrix.to(counts.device) + counts.view(self.num_classes, self.num_classes)
+        if label.numel() == 0:
+            return
+        wrong = f"labels and predictions must be 0 to {self.num_classes - 1} (or label {IGNORE})"
+        extremes = torch.stack([*prediction.aminmax(), *label.to(prediction.device).aminmax()]).tolist()
+        if min(extremes) < 0 or extremes[1] >= self.num_classes or extremes[3] > IGNORE:
+            raise ValueError(wrong)
+        # One number for each pair: the prediction above the label's byte, in the narrowest type that holds it.
+        pairs = prediction.flatten().to(torch.int16 if self.num_classes <= 128 else torch.int32) * 256
+        counts = self._count(pairs.add_(label.flatten())).view(self.num_classes, 256)
+        if bool(counts[:, self.num_classes : IGNORE].any()):
+            raise ValueError(wrong)
+        self.matrix = self.matrix.to(counts.device) + counts[:, : self.num_classes].T
+
+    def _count(self, pairs: Tensor) -> Tensor:
+        """int64 [num_classes * 256]: how often each pair occurs. torch's bincount takes one core; here each counts a
+        part."""
+        bins = self.num_classes * 256
+        if pairs.device.type != "cpu" or torch.get_num_threads() == 1:
+            return torch.bincount(pairs, minlength=bins)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            parts = pool.map(lambda part: torch.bincount(part, minlength=bins), pairs.chunk(torch.get_num_threads()))
+            return sum(parts)
 
     def present(self) -> Tensor:
         """bool [C]: classes with at least one ground-truth pixel; only these are evaluated."""
