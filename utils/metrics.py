@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
 
 import torch
 from torch import Tensor
 
 from datasets.labels import IGNORE
+
+LANES = 4
 
 
 class ConfusionMatrix:
@@ -30,25 +32,20 @@ class ConfusionMatrix:
         if label.numel() == 0:
             return
         wrong = f"labels and predictions must be 0 to {self.num_classes - 1} (or label {IGNORE})"
-        extremes = torch.stack([*prediction.aminmax(), *label.to(prediction.device).aminmax()]).tolist()
-        if min(extremes) < 0 or extremes[1] >= self.num_classes or extremes[3] > IGNORE:
+        ends = list(prediction.aminmax())
+        if label.dtype != torch.uint8:  # whose labels are counted first and looked at then
+            ends += label.aminmax()
+        if min(ends) < 0 or ends[1] >= self.num_classes or ends[-1] > IGNORE:
             raise ValueError(wrong)
-        # One number for each pair: the prediction above the label's byte, in the narrowest type that holds it.
-        pairs = prediction.flatten().to(torch.int16 if self.num_classes <= 128 else torch.int32) * 256
-        counts = self._count(pairs.add_(label.flatten())).view(self.num_classes, 256)
+        # A pair is one number, the prediction above the label's byte; neighbours, which are mostly alike, count in
+        # different lanes, so that no count waits for the one before it.
+        lanes = lanes_of(label.numel(), self.num_classes * 256, prediction.device)
+        pairs = prediction.flatten().to(lanes.dtype).mul_(256).add_(label.flatten()).add_(lanes)
+        counts = torch.bincount(pairs, minlength=LANES * self.num_classes * 256)
+        counts = counts.view(LANES, self.num_classes, 256).sum(dim=0)
         if bool(counts[:, self.num_classes : IGNORE].any()):
             raise ValueError(wrong)
         self.matrix = self.matrix.to(counts.device) + counts[:, : self.num_classes].T
-
-    def _count(self, pairs: Tensor) -> Tensor:
-        """int64 [num_classes * 256]: how often each pair occurs. torch's bincount takes one core; here each counts a
-        part."""
-        bins = self.num_classes * 256
-        if pairs.device.type != "cpu" or torch.get_num_threads() == 1:
-            return torch.bincount(pairs, minlength=bins)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            parts = pool.map(lambda part: torch.bincount(part, minlength=bins), pairs.chunk(torch.get_num_threads()))
-            return sum(parts)
 
     def present(self) -> Tensor:
         """bool [C]: classes with at least one ground-truth pixel; only these are evaluated."""
@@ -72,3 +69,10 @@ class ConfusionMatrix:
         """Mean over the present classes of the share of their pixels that are predicted right."""
         recall = self.matrix.diagonal().double() / self.matrix.sum(dim=1)
         return float(recall[self.present()].mean())
+
+
+@functools.lru_cache(maxsize=2)
+def lanes_of(pixels: int, bins: int, device: torch.device) -> Tensor:
+    """[pixels]: where each pixel's lane of `bins` begins, in the narrowest type that holds all lanes."""
+    kind = torch.int16 if LANES * bins <= torch.iinfo(torch.int16).max else torch.int32
+    return (torch.arange(LANES, device=device) * bins).to(kind).repeat(pixels // LANES + 1)[:pixels]

@@ -1,0 +1,82 @@
+"""How fast does a network predict: plain fp32, and as one would deploy it? And how does that grow with size and batch?
+
+    python benchmarks/inference.py
+    python benchmarks/inference.py --sizes 1024x512 --batches 1 8 --precisions fp16 bf16 --compile
+
+Plain is the network as it is built by most code of this field: contiguous, fp32, batch normalisation apart. Deployed is
+`models.deployment`: folded, channels-last, in each of --precisions. All take the same pictures in turn; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from measure_flops import timed  # noqa: E402
+from models import SEGMENTERS, build_segmenter  # noqa: E402
+from models.bisenet import CHANNELS  # noqa: E402
+from models.deployment import Deployed  # noqa: E402
+from utils.arguments import BACKBONES, default_device, device, positive, size  # noqa: E402
+from utils.errors import Parser, run_script  # noqa: E402
+from utils.gradients import PRECISIONS  # noqa: E402
+from utils.provenance import device_name  # noqa: E402
+from utils.tables import markdown  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(SEGMENTERS), default="bisenet", help="(%(default)s)")
+    parser.add_argument("--backbone", choices=sorted(CHANNELS), help="(resnet18; deeplabv2: resnet101)")
+    sizes = [(512, 256), (1024, 512), (2048, 1024)]
+    parser.add_argument("--sizes", type=size, nargs="+", default=sizes, metavar="WxH", help="(512x256 to 2048x1024)")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4], metavar="N", help="(1 4)")
+    parser.add_argument("--precisions", choices=PRECISIONS, nargs="+", help="(GPU: fp16; CPU: fp32 bf16)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile what is deployed")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="(GPU: 100; CPU: 7)")
+    parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    args = parser.parse_args()
+    gpu = args.device.type == "cuda"
+    args.backbone = args.backbone or BACKBONES[args.model]
+    args.precisions = args.precisions or (["fp16"] if gpu else ["fp32", "bf16"])
+    args.rounds = args.rounds or (100 if gpu else 7)
+    return args
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse_args()
+    plain = build_segmenter(args.model, backbone=args.backbone).to(memory_format=torch.contiguous_format)
+    plain = plain.eval().to(args.device)
+    networks: dict[str, nn.Module] = {"plain fp32": plain}
+    for precision in args.precisions:
+        networks[f"deployed {precision}"] = Deployed(plain, PRECISIONS[precision], args.compile)
+    rows = []
+    for width, height in args.sizes:
+        for batch in args.batches:
+            images = torch.rand(batch, 3, height, width, device=args.device)
+            for network in networks.values():
+                for _ in range(10 if args.device.type == "cuda" else 2):
+                    network(images)
+            seconds: dict[str, list[float]] = {name: [] for name in networks}
+            for _ in range(args.rounds):
+                for name, network in networks.items():
+                    seconds[name].append(timed(network, images))
+            median = {name: statistics.median(values) for name, values in seconds.items()}
+            for name, value in median.items():
+                speed = [f"{1e3 * value:.2f}", f"{batch / value:.1f}", f"{median['plain fp32'] / value:.2f}"]
+                rows.append([f"{width}x{height}", str(batch), name, *speed])
+    print(f"{args.model} {args.backbone}, {args.rounds} rounds in turn, medians{', compiled' if args.compile else ''}; "
+          f"{device_name(args.device)}, torch {torch.__version__}\n")  # fmt: skip
+    print(markdown(("size", "batch", "network", "ms", "pictures/s", "times plain"), rows))
+
+
+if __name__ == "__main__":
+    run_script(main)
