@@ -52,11 +52,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    home = args.out / str(args.scenes)
-    if not (home / "drawn").exists():
-        street_scenes.write_gta5(home / "source", args.scenes, SOURCE_SIZE, workers=cores())
-        street_scenes.write_cityscapes(home / "target", {"train": args.scenes}, TARGET_SIZE, workers=cores())
-        (home / "drawn").touch()
+    home = draw(args.out, args.scenes)
     rows = []
     for data in (gta5(home / "source", args.size), cityscapes(home / "target", "train", args.size)):
         ready = prepared(data, [home / "prepared"], args.workers)
@@ -76,6 +72,16 @@ def main() -> None:
     print(f"batches of {args.batch_size} at {width}x{height}, {args.workers} worker(s), {args.rounds} rounds in turn, "
           f"medians; torch {torch.__version__}\n")  # fmt: skip
     print(markdown(("set", "loader", "pictures/s", "times the plain loader"), rows))
+
+
+def draw(out: Path, scenes: int) -> Path:
+    """Street scenes of both looks at the data sets' own sizes, OUT/SCENES/source and target; drawn once."""
+    home = out / str(scenes)
+    if not (home / "drawn").exists():
+        street_scenes.write_gta5(home / "source", scenes, SOURCE_SIZE, workers=cores())
+        street_scenes.write_cityscapes(home / "target", {"train": scenes, "val": 1}, TARGET_SIZE, workers=cores())
+        (home / "drawn").touch()
+    return home
 
 
 def ours(data: SegmentationSet, args: argparse.Namespace, draws: int) -> Iterable[Tensor]:
