@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import Normalise, resize
 from .weights import load_resnet_weights
@@ -72,8 +73,9 @@ class DeepLabV2(nn.Module):
             for module in self.batch_norms():
                 module.requires_grad_(False)
 
-    def batch_norms(self) -> list[nn.BatchNorm2d]:
-        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+    def batch_norms(self) -> list[nn.Module]:
+        """SyncBatchNorm too, which stands in their place where several GPUs train."""
+        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
     def train(self, mode: bool = True) -> DeepLabV2:
         super().train(mode)

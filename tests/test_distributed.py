@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import assert_same_runs, write_cityscapes, write_gta5
+from conftest import assert_same_runs, one_line_error, write_cityscapes, write_gta5
 from processes import ROOT, commands
 from soak import ENVIRONMENT
 
@@ -81,6 +81,17 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world):
     assert err.count("stopped 0 with 99") == err.count("stopped 1 with 99") == 2
     assert "Go on with: torchrun --nproc-per-node=2 train_adversarial.py" in out
     assert_same_runs(home / "two/train_adversarial", home / "two/interrupted")
+
+
+def test_another_number_of_processes_is_told(world, script):
+    """On a CPU batch normalisation sees a process's share, so it changes the mathematics."""
+    home, _, _ = world
+    run_dir = home / "two/train_cityscapes"
+    flags = commands(home / "gta5", home / "cityscapes", "")["train_cityscapes"]
+    resumed = ("train_cityscapes", *flags, "--epochs", 2, "--run-dir", run_dir, "--resume")
+    assert "2 process(es) were training, 1 are" in one_line_error(script(*resumed))
+    done = script(*resumed, "--allow-changes")
+    assert done.status == 0, done.err
 
 
 def test_a_users_mistake_is_said(world):

@@ -244,6 +244,10 @@ def test_deeplabv2_loads_torchvisions_weights_and_freezes_batch_norm(tmp_path):
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
     assert all(p.grad is None for module in net.batch_norms() for p in module.parameters())
     assert build_segmenter("deeplabv2").train().backbone.bn1.training
+    several = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net).train()  # as with several GPUs
+    assert isinstance(several.backbone.bn1, torch.nn.SyncBatchNorm)
+    assert not any(module.training for module in several.batch_norms())
+    assert len(several.batch_norms()) == 104
     with pytest.raises(ValueError, match="resnet101"):
         build_segmenter("deeplabv2", backbone="resnet18")
 
