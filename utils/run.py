@@ -95,6 +95,7 @@ class Run:
         self.step, self.epoch, self.closed = 0, 0, 0  # steps done, epoch in progress, epochs done and evaluated
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
+        self.confusion: dict[str, list[list[int]]] = {}  # of the last evaluation, by set
         self._kept: dict[str, Any] = {}
         self._losses: dict[str, Tensor] = {}
         self._epoch_losses: dict[str, list[float]] = {}
@@ -219,6 +220,7 @@ class Run:
         self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
         self.history, self.best = checkpoint["history"], checkpoint["best"]
         self._epoch_losses, self._bad = checkpoint["epoch_losses"], checkpoint["bad_samples"]
+        self.confusion = checkpoint.get("confusion", {})  # checkpoints of before had none
         if self.step >= self.total_steps:
             self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
         if self._changes:
@@ -269,7 +271,7 @@ class Run:
             save_checkpoint(self.directory / BEST, content)
         training = {name: part.state_dict() for name, part in self._kept.items() if name != "model"}
         content |= {"training": training, "history": self.history, "best": self.best}
-        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad}
+        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad, "confusion": self.confusion}
         save_checkpoint(self.directory / LAST, content, self.directory / PREVIOUS)
         if self._changes:
             write_json(self.directory / "config.json", self.config)
@@ -461,6 +463,7 @@ class Run:
             loader = evaluation_loader(self._evaluated[data.name], self.args.workers, worker_signals)
             watched = self._watched(batches(loader))
             entry[name] = metrics = evaluate(networks[name], watched, self.device, CLASS_NAMES)
+            self.confusion[name] = metrics.pop("confusion")  # too long for every line of metrics.jsonl
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", metrics[figure], self.step)
@@ -507,6 +510,7 @@ class Run:
             "epoch": last["epoch"],
             "oracle": self.best and self.best["target"] | {"step": self.best["step"], "epoch": self.best["epoch"]},
             "source": last.get("source"),
+            "confusion": self.confusion.get("target"),
             "script": self.args.script,
             "network": self._kept["model"].options,
             "seed": self.args.seed,
