@@ -28,6 +28,7 @@ def test_a_run_leaves_what_the_readme_says_and_eval_repeats_its_figures(script, 
     assert done.status == 0, done.err
     assert {path.name for path in run_dir.iterdir()} == {
         "config.json", "metrics.jsonl", "result.json", "checkpoint_last.pt", "checkpoint_best.pt", "tensorboard",
+        "model_card.md",
     }  # fmt: skip
     result = json.loads((run_dir / "result.json").read_text())
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -5,7 +5,7 @@
     checkpoint_last.pt   the newest checkpoint: the headline of the run, and what --resume reads (while the run lasts
                          checkpoint_previous.pt is the one before it, should the newest be damaged)
     checkpoint_best.pt   the best epoch by the target's labels: an oracle, never the headline
-    result.json          written at the end
+    result.json          written at the end, and beside it model_card.md
     tensorboard/         scalars and example pictures
 
 Everything that is drawn in step k is a function of (seed, k): data by `datasets.stream`, and torch's, NumPy's and
@@ -42,11 +42,14 @@ from datasets.stream import TrainingStream, batches, evaluation_loader, training
 from models.layers import resize
 
 from .appearance import to_float
+from .board import dense, log_arguments, narrow, pictured
 from .checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint, start_from, write_atomically, write_json
 from .errors import UserError
 from .evaluation import evaluate, predict
 from .interruption import Interruption, Stop, worker_signals
 from .lock import DirectoryLock
+from .model_card import NAME as MODEL_CARD
+from .model_card import model_card
 from .pictures import panel
 from .provenance import commit, device_name, fingerprint, versions
 from .tables import percent, result_tables
@@ -199,6 +202,7 @@ class Run:
             if isinstance(part, Optimizer):
                 self._watch_gradients(name, part)
         self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self._begun else None)
+        log_arguments(self.board, self.config["arguments"])
         self._interruption.listen()
         self._saved = time.monotonic()
 
@@ -409,7 +413,8 @@ class Run:
         for name, values in self._losses.items():
             read = torch.stack(values).tolist()
             for step, value in enumerate(read, start=self.step - len(read) + 1):
-                self.board.add_scalar(f"train/{name}", value, step)
+                if dense(step):
+                    self.board.add_scalar(f"train/{name}", value, step)
                 if not math.isfinite(value):
                     wrong.append((step, name.startswith("gradient"), name, value))  # the loss is named first
             self._epoch_losses.setdefault(name, []).extend(read)
@@ -467,7 +472,8 @@ class Run:
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", metrics[figure], self.step)
-        self._show_examples(model, sets["target"])
+        if self._pictured(self.args.eval_every):
+            self._show_examples(model, sets["target"])
         self.history.append(entry)
         target = entry["target"]
         if target["miou"] is not None and (self.best is None or target["miou"] > self.best["target"]["miou"]):
@@ -492,14 +498,19 @@ class Run:
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int).tolist():
             image, label = data[index]
             prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
+            image = (narrow(image.float()) + 0.5).byte()
             shown = panel(image, ([] if label is None else [("label", label)]) + [("prediction", prediction)])
             self.board.add_image(f"target/{index}", shown, self.step, dataformats="HWC")
 
+    def _pictured(self, every: int = 1) -> bool:
+        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        return pictured(math.ceil(self.epoch / every), math.ceil(epochs / every))
+
     def show(self, tag: str, images: list[Tensor]) -> None:
-        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; once an epoch, at its first step."""
-        if self.step % self.steps_per_epoch == 0:
-            size = images[0].shape[-2:]
-            row = torch.cat([resize(image.detach().float().cpu()[None], size)[0].clamp(0, 1) for image in images], -1)
+        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; at an epoch's first step."""
+        if self.step % self.steps_per_epoch == 0 and self._pictured():
+            shown = [narrow(image.detach().float()).cpu() for image in images]
+            row = torch.cat([resize(image[None], shown[0].shape[-2:])[0].clamp(0, 1) for image in shown], -1)
             self.board.add_image(tag, row, self.step)
 
     def finish(self) -> None:
@@ -517,6 +528,8 @@ class Run:
             "size": list(self.args.size),
             "commit": self.config["commit"],
         }
+        card = model_card(self.config, result).encode()
+        write_atomically(self.directory / MODEL_CARD, lambda file: file.write(card))
         write_json(self.directory / "result.json", result)
         (self.directory / PREVIOUS).unlink(missing_ok=True)
         rows = [(f"last (step {last['step']})", last["target"])]
