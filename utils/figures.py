@@ -112,6 +112,7 @@ def _curve(
             axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlabel("training step (a point at the end of an evaluated epoch)")
     axes.set_ylabel(label)
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0 if min(min(line[3]) for line in drawn) >= 0 else None)
     axes.grid(alpha=0.3, linewidth=0.5)
     _legend(figure, axes)

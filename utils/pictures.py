@@ -24,10 +24,10 @@ def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]]) -> np.ndarray:
     height, width = image.shape[-2:]
     parts = [("picture", image.permute(1, 2, 0).cpu().numpy())]
     parts += [(title, colourise(resize_label(ids.cpu(), (width, height)).numpy())) for title, ids in titled]
-    return np.concatenate([titled(title, pixels) for title, pixels in parts], axis=1)
+    return np.concatenate([under_title(title, pixels) for title, pixels in parts], axis=1)
 
 
-def titled(title: str, pixels: np.ndarray) -> np.ndarray:
+def under_title(title: str, pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [H + 18, W, 3], the title above."""
     canvas = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + TITLE_HEIGHT), "white")
     canvas.paste(Image.fromarray(pixels), (0, TITLE_HEIGHT))

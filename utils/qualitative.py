@@ -21,7 +21,7 @@ from .checkpoint import build_from_checkpoint, load_checkpoint
 from .ensemble import MeanSoftmax
 from .errors import UserError
 from .evaluation import predict
-from .pictures import WRONG, errors, legend, stacked, titled
+from .pictures import WRONG, errors, legend, stacked, under_title
 from .results import Experiment
 
 WIDTH = 384
@@ -54,7 +54,9 @@ class Scene:
 
     def strip(self) -> np.ndarray:
         """All tiles side by side under their titles, and the classes' colours -> uint8 [h, w, 3]."""
-        tiles = [titled(title, tile) for title, tile in self.tiles()]
+        first, truth, *others = self.tiles()
+        columns = [(f"{first[0]}, {truth[0]}", stacked(first[1], truth[1])), *others]
+        tiles = [under_title(title, tile) for title, tile in columns]
         height = max(len(tile) for tile in tiles)
         row = [np.pad(t, ((0, height - len(t)), (0, 4), (0, 0)), constant_values=255) for t in tiles]
         joined = np.concatenate(row, axis=1)
