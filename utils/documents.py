@@ -59,6 +59,7 @@ def drawn(name: str, caption: str, figure: Figure) -> Drawn:
     for kind, more in (("png", {"dpi": DPI}), ("pdf", {"metadata": {"CreationDate": None}})):
         file = io.BytesIO()
         figure.savefig(file, format=kind, **more)
+        figure.set_layout_engine("none")  # the first saving has placed everything
         files.append(file.getvalue())
     return Drawn(name, caption, *files)
 

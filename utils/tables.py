@@ -83,8 +83,12 @@ class Table:
         return "\n\n".join([f"### {self.title}", markdown(self.header, rows), *self.notes]) + "\n"
 
     def csv(self) -> str:
-        """A column of figures becomes two: mean and sample deviation, unrounded; neither where nothing was run."""
-        figures = [any(not isinstance(row[place], str) for row in self.rows) for place in range(len(self.header))]
+        """A column of figures becomes two, mean and sample deviation, unrounded."""
+        figures = [
+            (place > 0 and title.endswith("(%)") and "published" not in title)
+            or any(not isinstance(row[place], str) for row in self.rows)
+            for place, title in enumerate(self.header)
+        ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         lines = [[*self.header], *self.rows]
