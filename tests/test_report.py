@@ -463,3 +463,18 @@ def test_help_of_every_script_has_groups_and_an_example(script):
         assert f"python {path.name} " in done.out, path.name
         groups = [line for line in done.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
         assert len(groups) >= 3, (path.name, groups)
+
+
+def test_every_recipe_is_a_command_that_its_script_takes(script, monkeypatch, tmp_path):
+    text = (Path(__file__).resolve().parent.parent / "docs/recipes.md").read_text()
+    commands = [line for line in re.findall(r"`python ([^`]*)`", text) if "--cityscapes" in line]
+    assert len(commands) == 12
+    more = [line.replace("`", "") for line in re.findall(r"`(--[^`]*)`", text) if "--run-dir" in line]
+    source = next(line for line in commands if line.startswith("train_gta5"))
+    adversarial = next(line for line in commands if line.startswith("train_adversarial"))
+    commands += [f"{adversarial if 'discriminator' in line or 'bn-' in line else source} {line}" for line in more]
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        name, *arguments = command.replace("-S", "-0").replace("--seed S", "--seed 0").split()
+        message = one_line_error(script(name.removesuffix(".py"), *arguments))
+        assert re.search(r"--(gta5 G|cityscapes C)", message), (command, message)
