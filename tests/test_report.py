@@ -469,7 +469,7 @@ def test_every_recipe_is_a_command_that_its_script_takes(script, monkeypatch, tm
     text = (Path(__file__).resolve().parent.parent / "docs/recipes.md").read_text()
     commands = [line for line in re.findall(r"`python ([^`]*)`", text) if "--cityscapes" in line]
     assert len(commands) == 12
-    more = [line.replace("`", "") for line in re.findall(r"`(--[^`]*)`", text) if "--run-dir" in line]
+    more = [line.replace("`", "") for line in re.findall(r"`(--[^`]*)`", text) if "--run-dir runs" in line]
     source = next(line for line in commands if line.startswith("train_gta5"))
     adversarial = next(line for line in commands if line.startswith("train_adversarial"))
     commands += [f"{adversarial if 'discriminator' in line or 'bn-' in line else source} {line}" for line in more]
