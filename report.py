@@ -21,7 +21,7 @@ from pathlib import Path
 from utils.arguments import default_device, device, whole
 from utils.errors import Parser, UserError, run_script
 from utils.provenance import commit
-from utils.report_tables import Costs, all_tables
+from utils.report_tables import Costs, all_tables, in_order
 from utils.results import (
     Experiment,
     Measured,
@@ -147,6 +147,7 @@ def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, l
     from utils.qualitative import scenes
 
     folder = OwnFolder(args.out)  # refuses before anything is computed
+    found = in_order(found)
     finished = [experiment for experiment in found if experiment.finished]
     tables = all_tables(finished, costs)
     figures = [drawn(*chart) for chart in charts(found)]

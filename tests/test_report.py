@@ -23,7 +23,7 @@ from utils.manifest import OwnFolder
 from utils.pictures import WRONG, errors
 from utils.published import PER_CLASS
 from utils.report_tables import METHODS, comparison
-from utils.results import experiments, method, read_run
+from utils.results import experiments, find_runs, method, read_run
 from utils.tables import NOT_RUN, Table, latex
 
 
@@ -304,6 +304,14 @@ def test_report_groups_seeds_and_tells_settings_apart(script, copied):
     assert "flip=0.5" in first[0]
     assert "flip=0.0" in second[0]
     assert first[3] == "30.0 ± 14.1"
+
+
+def test_a_folder_of_runs_stands_for_them(runs, tmp_path):
+    found, files = find_runs([runs, runs / "upper", runs / "costs.json", tmp_path])
+    assert [path.name for path in found[:4]] == ["adversarial", "source-0", "source-1", "upper"]
+    assert found[4:] == [tmp_path]  # to be named as no run
+    assert files == [runs / "costs.json"]
+    assert [path.name for path in find_runs([runs.parent])[0]] == [path.name for path in found[:4]]
 
 
 # Runs that are not whole, folders that are not ours

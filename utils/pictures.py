@@ -27,11 +27,13 @@ def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]]) -> np.ndarray:
     return np.concatenate([under_title(title, pixels) for title, pixels in parts], axis=1)
 
 
-def under_title(title: str, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [H + 18, W, 3], the title above."""
-    canvas = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + TITLE_HEIGHT), "white")
-    canvas.paste(Image.fromarray(pixels), (0, TITLE_HEIGHT))
-    ImageDraw.Draw(canvas).text((4, 3), title, fill="black")
+def under_title(title: str, pixels: np.ndarray, height: int = TITLE_HEIGHT) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [H + height, W, 3], the title above, as large as fits."""
+    canvas = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + height), "white")
+    canvas.paste(Image.fromarray(pixels), (0, height))
+    sizes = (ImageFont.load_default(size=size) for size in range(round(0.7 * height), 6, -1))
+    font = next((font for font in sizes if font.getlength(title) < pixels.shape[1] - 4), ImageFont.load_default(size=6))
+    ImageDraw.Draw(canvas).text((4, height // 8), title, fill="black", font=font)
     return np.array(canvas)
 
 

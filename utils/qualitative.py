@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ from .results import Experiment
 
 WIDTH = 384
 """Of one picture, at most."""
+
+COLUMNS, TITLE = 4, 32
+"""Of a page: how many pictures beside each other, and how high their titles are, in pixels."""
 
 ADABN_PICTURES = 500
 """On a CPU, batch normalisation is not re-estimated on more than these for a page of pictures."""
@@ -53,13 +57,13 @@ class Scene:
         return sorted({*np.unique(self.label).tolist()}.union(*map(np.unique, self.predictions.values())) - {255})
 
     def strip(self) -> np.ndarray:
-        """All tiles side by side under their titles, and the classes' colours -> uint8 [h, w, 3]."""
+        """All tiles under their titles, `COLUMNS` a row, and the classes' colours -> uint8 [h, w, 3]."""
         first, truth, *others = self.tiles()
         columns = [(f"{first[0]}, {truth[0]}", stacked(first[1], truth[1])), *others]
-        tiles = [under_title(title, tile) for title, tile in columns]
-        height = max(len(tile) for tile in tiles)
-        row = [np.pad(t, ((0, height - len(t)), (0, 4), (0, 0)), constant_values=255) for t in tiles]
-        joined = np.concatenate(row, axis=1)
+        tiles = [under_title(title, tile, TITLE) for title, tile in columns]
+        tiles = [np.pad(tile, ((0, 6), (0, 6), (0, 0)), constant_values=255) for tile in tiles]
+        rows = [np.concatenate(tiles[at : at + COLUMNS], axis=1) for at in range(0, len(tiles), COLUMNS)]
+        joined = functools.reduce(stacked, rows)
         return stacked(joined, legend(self.classes(), joined.shape[1]))
 
 

@@ -51,6 +51,12 @@ def all_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
     ]
 
 
+def in_order(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """As `METHODS` has them, whatever else there is last; so tables, charts and pictures go alike."""
+    places = {row: place for place, row in enumerate(METHODS)}
+    return sorted(experiments, key=lambda e: places.get(name(e), len(places)))
+
+
 # Which experiment fills which row
 
 

@@ -133,15 +133,16 @@ class Experiment:
 
 
 def find_runs(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(run directories, JSON files), each once. A folder of runs, such as train_fda.py's with several bands, stands
-    for the runs in it."""
+    """(run directories, JSON files), each once. A folder of runs, or of such folders (train_fda.py's with several
+    bands), stands for the runs in it."""
     directories: dict[Path, Path] = {}
     files: dict[Path, Path] = {}
     for place in places:
         if place.is_file():
             files.setdefault(place.resolve(), place)
             continue
-        inner = [] if (place / "config.json").exists() else sorted(path.parent for path in place.glob("*/config.json"))
+        below = ("config.json",) if (place / "config.json").exists() else ("*/config.json", "*/*/config.json")
+        inner = sorted(path.parent for pattern in below for path in place.glob(pattern))
         for run in inner or [place]:
             directories.setdefault(run.resolve(), run)
     return list(directories.values()), list(files.values())
