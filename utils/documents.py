@@ -29,7 +29,9 @@ nav a { margin-right: 1em; white-space: nowrap; }
 figure { margin: 1.4rem 0; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; overflow-wrap: normal; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; min-width: 6.5em; }
+td { white-space: nowrap; } th { min-width: 4.5em; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 7em; max-width: 12em;
+  position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
 .other { color: #444; font-style: italic; background: #f3f3f3; } .none { color: #666; }
 .note { color: #444; font-size: .85rem; margin: .3rem 0; }
@@ -146,14 +148,15 @@ def _small(pixels: np.ndarray, title: str) -> tuple[bytes, str]:
 
 PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage[a4paper,margin=2.4cm]{geometry}
-\usepackage[utf8]{inputenc}
-\usepackage[T1]{fontenc}
 \usepackage{booktabs}
 \usepackage{graphicx}
 \newsavebox{\tablebox}
 \newcommand{\fittable}[1]{\sbox{\tablebox}{#1}%
   \ifdim\wd\tablebox>\linewidth\resizebox{\linewidth}{!}{\usebox{\tablebox}}\else\usebox{\tablebox}\fi}
 """
+
+FLOATS = 8
+"""Tables and figures in a row before LaTeX must set them all: it keeps no more than 18 in mind."""
 
 SECTIONS = (
     ("Introduction", "What is the task, why must it run in real time, what goes wrong between the domains?"),
@@ -170,12 +173,12 @@ def latex_document(tables: Sequence[Table], charts: Sequence[Drawn], scenes: Seq
     for heading, hint in SECTIONS:
         parts.append(rf"\section{{{heading}}}" + f"\n% {hint}")
         if heading == "Experiments":
-            parts += [rf"\input{{tables/{table.name}.tex}}" for table in tables] + [r"\clearpage"]
-            parts += [_figure(f"figures/{c.name}.pdf", c.caption, c.name, r"0.85\linewidth") for c in charts]
-            parts += [r"\clearpage"]
             caption = f"Picture, ground truth, and for each experiment its prediction and its errors. {KEY}"
-            parts += [_figure(file, caption, f"scene-{n}", r"\linewidth") for n, file in enumerate(scenes, start=1)]
-            parts += [r"\clearpage"]
+            floats = [rf"\input{{tables/{table.name}.tex}}" for table in tables]
+            floats += [_figure(f"figures/{c.name}.pdf", c.caption, c.name, r"0.85\linewidth") for c in charts]
+            floats += [_figure(file, caption, f"scene-{n}", r"\linewidth") for n, file in enumerate(scenes, start=1)]
+            for first in range(0, len(floats), FLOATS):
+                parts += [*floats[first : first + FLOATS], r"\clearpage"]
     return "\n\n".join([*parts, r"\end{document}"]) + "\n"
 
 

@@ -56,14 +56,14 @@ def curves(experiments: Sequence[Experiment]) -> Iterator[Chart]:
         yield from _curve(f"curve-miou-{part}", caption, "mIoU (%)", trained, _miou_of(part))
     logged = {name: None for e in trained for run in e.runs for entry in run.history for name in entry["train"]}
     for name in logged:
-        words = name.replace("_", " ")
+        words, file = name.replace("_", " "), f"curve-{name.replace('_', '-')}"
         if "accuracy" in name:
             by = f"Share of patches whose domain the discriminator names, {words.rpartition(' ')[2]} pictures"
             by += " (second discriminator)" if "auxiliary" in name else ""
-            yield from _curve(f"curve-{name}", by, "right (%); 50 is chance", trained, _logged(name, 100), chance=50)
+            yield from _curve(file, by, "right (%); 50 is chance", trained, _logged(name, 100), chance=50)
         elif not name.startswith(NO_LOSS):
             caption = "Training loss" if name == "loss" else f"Training: {words}"
-            yield from _curve(f"curve-{name}", f"{caption}, mean of each epoch", words, trained, _logged(name, 1))
+            yield from _curve(file, f"{caption}, mean of each epoch", words, trained, _logged(name, 1))
 
 
 def _miou_of(part: str) -> Callable[[dict[str, Any]], float | None]:
