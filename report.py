@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.arguments import default_device, device, whole
+from utils.comparison import comparison, in_order
 from utils.errors import Parser, UserError, run_script
 from utils.provenance import commit
-from utils.report_tables import Costs, all_tables, in_order
+from utils.report_tables import Costs, assigned_tables
 from utils.results import (
     Experiment,
     Measured,
@@ -64,6 +65,9 @@ def main() -> None:
         raise UserError(f"no finished run is there to report: {'; '.join(left_out) or 'only costs were named'}")
     found = experiments(measured + unfinished)
     finished = [experiment for experiment in found if experiment.finished]
+    for experiment in finished:
+        for seed in experiment.repeated_seeds():
+            print(f"note: {experiment.label}: several runs have the seed {seed}; a deviation is over seeds")
     rows = [row(name, experiment) for name, experiment in zip(told_apart(finished, network), finished, strict=True)]
     print(markdown(HEADER, rows))
     print("\nHeadline: the last checkpoint on the target. Oracle: the best epoch chosen by the target's own labels,")
@@ -149,7 +153,7 @@ def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, l
     folder = OwnFolder(args.out)  # refuses before anything is computed
     found = in_order(found)
     finished = [experiment for experiment in found if experiment.finished]
-    tables = all_tables(finished, costs)
+    tables = [*assigned_tables(finished, costs), comparison(finished)]
     figures = [drawn(*chart) for chart in charts(found)]
     shown = scenes(finished, args.pictures, args.device, left_out.append) if args.pictures else []
     strips = {f"figures/scene-{number}.png": png(scene.strip()) for number, scene in enumerate(shown, start=1)}

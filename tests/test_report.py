@@ -18,12 +18,13 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from datasets.labels import CLASS_NAMES
 from utils.board import WIDTH, dense, pictured
+from utils.comparison import METHODS, comparison
 from utils.figures import charts, series
 from utils.manifest import OwnFolder
+from utils.methods import method_name
 from utils.pictures import WRONG, errors
 from utils.published import PER_CLASS
-from utils.report_tables import METHODS, comparison
-from utils.results import experiments, find_runs, method, read_run
+from utils.results import experiments, find_runs, read_run
 from utils.tables import NOT_RUN, Table, latex
 
 
@@ -277,14 +278,14 @@ def test_references_of_another_size_are_none_and_other_settings_are_named(copied
 
 def test_methods_are_named_as_in_the_literature(runs):
     settings = read_run(runs / "adversarial").settings
-    assert method(settings) == "adversarial, standard"
-    assert method(settings | {"input": "entropy", "lambda_adv": 0.01}) == "AdvEnt, standard + lambda_adv 0.01"
-    assert method(settings | {"discriminator": "none", "min_entropy": True}) == "MinEnt"
-    assert method(settings | {"bn_statistics": "target"}) == "adversarial, standard + bn_statistics target"
-    assert method(settings | {"script": "train_fda", "beta": 0.05}) == "FDA, beta 0.05"
-    assert method(settings | {"script": "train_fda", "beta": None, "jitter": True}) == "LAB + jitter"
+    assert method_name(settings) == "adversarial, standard"
+    assert method_name(settings | {"input": "entropy", "lambda_adv": 0.01}) == "AdvEnt, standard + lambda_adv 0.01"
+    assert method_name(settings | {"discriminator": "none", "min_entropy": True}) == "MinEnt"
+    assert method_name(settings | {"bn_statistics": "target"}) == "adversarial, standard + bn_statistics target"
+    assert method_name(settings | {"script": "train_fda", "beta": 0.05}) == "FDA, beta 0.05"
+    assert method_name(settings | {"script": "train_fda", "beta": None, "jitter": True}) == "LAB + jitter"
     again = {"script": "train_pseudo_labels", "adapt_bn": True, "percentile": 66.0, "beta": 0.01}
-    assert method(settings | again) == "pseudo-labels by AdaBN, percentile 66, FDA beta 0.01"
+    assert method_name(settings | again) == "pseudo-labels by AdaBN, percentile 66, FDA beta 0.01"
 
 
 def test_report_groups_seeds_and_tells_settings_apart(script, copied):
@@ -297,9 +298,11 @@ def test_report_groups_seeds_and_tells_settings_apart(script, copied):
     assert done.status == 0, done.err
     first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()[2:4]]
     assert (first[1], second[1]) == ("2", "1")
+    assert "seed" not in done.out
     assert "flip=0.5" in first[0]
     assert "flip=0.0" in second[0]
     assert first[3] == "30.0 ± 14.1"
+    assert "several runs have the seed 0" in script("report", *made[:1], copied("source-0", "again")).out
 
 
 def test_a_folder_of_runs_stands_for_them(runs, tmp_path):

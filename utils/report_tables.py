@@ -1,11 +1,10 @@
-"""The tables of a report: the assignment's 1 to 3, the report's 1 to 5, and all adaptation methods in one.
+"""The tables of a report: the assignment's 1 to 3 and the report's 1 to 5.
 
 A table has its rows whether or not they were run: a cell without a run says so, and never holds another's figure.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,19 +12,12 @@ from datasets.labels import CLASS_NAMES
 
 from . import published
 from .published import NOTE
-from .results import Experiment, name
+from .results import Experiment
 from .tables import NOT_RUN, Cell, Table
 
 NETWORK = {"bisenet": "BiSeNet", "deeplabv2": "DeepLabV2", "resnet18": "ResNet-18", "resnet101": "ResNet-101"}
 AUGMENTED = {(): "no augmentation", ("jitter",): "+ colour jitter", ("blur",): "+ Gaussian blur"}
 AUGMENTED |= {("jitter", "blur"): "+ both"}
-METHODS = (
-    "upper bound", "source only", "source only + AdaBN", "adversarial, standard", "adversarial, depthwise",
-    "AdvEnt, standard", "MinEnt", "adversarial, standard + level multi", "FDA, beta 0.01", "FDA, beta 0.05",
-    "FDA, beta 0.09", "mean of 3 (FDA, beta 0.01, FDA, beta 0.05, FDA, beta 0.09)", "LAB", "pseudo-labels", "DACS",
-)  # fmt: skip
-"""Rows of the comparison, run or not; whatever else was run follows."""
-
 HEADLINE = "Headline: the last checkpoint, on the target's val set; mean ± sample deviation over runs (seeds)."
 ORACLE = "Oracle: the best epoch chosen by the target's own labels, which no adaptation has."
 FIGURES = ("accuracy (%)", "mIoU (%)", "oracle best mIoU (%)")
@@ -34,8 +26,8 @@ Costs = dict[str, dict[str, Any]]
 """Of measure_flops.py: network -> its figures, with `size` and, where it was timed, `timed_at` in words."""
 
 
-def all_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
-    """Every table of the report. experiments: finished ones."""
+def assigned_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
+    """The assignment's tables and the report's. experiments: finished ones."""
     return [
         upper_bound_table(experiments),
         cost_table(costs, "assignment-1-costs", "Table 1, costs of the networks", segmenters=True),
@@ -47,14 +39,7 @@ def all_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
         per_class(experiments, 3, "the domain shift, IoU per class", _shift_columns()),
         per_class(experiments, 4, "augmentation, IoU per class", _augmentation_columns()),
         per_class(experiments, 5, "adversarial adaptation, IoU per class", _adversarial_columns()),
-        comparison(experiments),
     ]
-
-
-def in_order(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """As `METHODS` has them, whatever else there is last; so tables, charts and pictures go alike."""
-    places = {row: place for place, row in enumerate(METHODS)}
-    return sorted(experiments, key=lambda e: places.get(name(e), len(places)))
 
 
 # Which experiment fills which row
@@ -88,7 +73,7 @@ def adversarial_with(kind: str) -> Callable[[Experiment], bool]:
 # The assignment's tables
 
 
-def _measured(e: Experiment | None) -> list[Cell]:
+def measured(e: Experiment | None) -> list[Cell]:
     """Setting, runs and `FIGURES`."""
     if e is None:
         return [NOT_RUN] * (2 + len(FIGURES))
@@ -101,7 +86,7 @@ def _rows(label: str, found: Sequence[Experiment], others: Sequence[tuple[str, s
     figures = [f"{accuracy} / {miou} ({by})" if accuracy else f"{miou} ({by})" for by, accuracy, miou in others]
     shown = "; ".join(figures) or "-"
     labels = [label if len(found) < 2 else e.label for e in found] or [label]
-    return [[own, *_measured(e), shown] for own, e in zip(labels, found or [None], strict=True)]
+    return [[own, *measured(e), shown] for own, e in zip(labels, found or [None], strict=True)]
 
 
 PUBLISHED = "published: [accuracy /] mIoU (%)"
@@ -169,7 +154,7 @@ def network_table(experiments: Sequence[Experiment], costs: Costs, number: int, 
     parameters, count, latency = published.COSTS[f"{model} {backbone}"]
     student = {who: miou for who, _, miou in by}["student report"]
     columns = [("measured" if len(found) < 2 else e.setting(), e) for e in found] or [("measured", None)]
-    values = [_measured(e) for _, e in columns]
+    values = [measured(e) for _, e in columns]
     rows: list[list[Cell]] = [
         [title, *(value[place] for value in values), other]
         for place, (title, other) in enumerate(
@@ -228,78 +213,3 @@ def per_class(experiments: Sequence[Experiment], number: int, title: str, column
     rows = [[line, *(column[place] for column in cells)] for place, line in enumerate(lines)]
     notes = (HEADLINE, "A dash: no pixel of the class in the evaluated pictures, or nothing published.", NOTE)
     return Table(f"report-{number}", f"Report, Table {number}: {title}", tuple(header), rows, notes)
-
-
-# Every method in one table
-
-REFERENCE_FREE = {"script", "eval_every", "source_holdout"}
-"""Settings in which a method and its references may differ without a word."""
-EVALUATED = ("model", "backbone", "size", "cityscapes", "limit")
-"""Settings in which they must agree, or they do not compare."""
-
-
-def reference(e: Experiment, script: str, experiments: Sequence[Experiment]) -> tuple[Experiment | None, list[str]]:
-    """(the run of `script` on the same network and pictures that differs from `e` in the fewest settings, those)."""
-
-    def differing(other: Experiment) -> list[str]:
-        shared = (other.settings.keys() & e.settings.keys()) - REFERENCE_FREE
-        return sorted(key for key in shared if other.settings[key] != e.settings[key])
-
-    fits = [o for o in experiments if o.plain and o.script == script and not {*EVALUATED} & {*differing(o)}]
-    best = min(fits, key=lambda other: len(differing(other)), default=None)
-    return best, [] if best is None else differing(best)
-
-
-def gap_recovered(e: Experiment, baseline: Experiment, bound: Experiment) -> list[float] | str:
-    """(adapted - source only) / (upper bound - source only), in per cent: of each seed that all three have, else of
-    their means, which has no deviation."""
-    own, low, high = e.by_seed(), baseline.by_seed(), bound.by_seed()
-    if not (own and low and high):
-        return "-"
-    seeds = own.keys() & low.keys() & high.keys()
-    if seeds != own.keys() or None in seeds:
-        own, low, high = ({0: statistics.mean(values.values())} for values in (own, low, high))
-        seeds = {0}
-    if any(high[seed] <= low[seed] for seed in seeds):
-        return "no gap"
-    return [100 * (own[seed] - low[seed]) / (high[seed] - low[seed]) for seed in sorted(seeds, key=str)]
-
-
-def comparison(experiments: Sequence[Experiment]) -> Table:
-    """Every experiment, in the order of `METHODS`, and those that were not run."""
-    rows = []
-    named: dict[str, list[Experiment]] = {row: [] for row in METHODS}
-    for e in experiments:
-        named.setdefault(name(e), []).append(e)
-    for row, found in named.items():
-        others = published.METHODS.get(row, "-")
-        for e in found:
-            rows.append([e.label, *_measured(e), *_gap(e, experiments), e.figure("source", "miou"), others])
-        if not found:
-            rows.append([row, *[NOT_RUN] * (len(FIGURES) + 5), others])
-    header = ("method", "setting", "runs", *FIGURES, "gap recovered (%)", "references differ in", "source mIoU (%)",
-              "published mIoU (%)")  # fmt: skip
-    notes = (
-        HEADLINE,
-        ORACLE,
-        "Gap recovered = (adapted - source only) / (upper bound - source only), seed by seed where all three have the "
-        "seed, else of the means. References: the source-only and upper-bound runs of the same network on the same "
-        "pictures that differ least; compare only what differs in the method alone.",
-        "Source: frames held out of the source's training set.",
-        NOTE,
-    )
-    return Table("comparison", "All adaptation methods", header, rows, notes)
-
-
-def _gap(e: Experiment, experiments: Sequence[Experiment]) -> list[Cell]:
-    """The gap recovered, and the settings besides the method in which the references differ."""
-    if e.plain and e.script == "train_cityscapes":
-        return ["-", "-"]
-    baseline, differing = reference(e, "train_gta5", experiments)
-    bound, _ = reference(e, "train_cityscapes", experiments)
-    if baseline is None or bound is None:
-        return [NOT_RUN, "-"]
-    if e is baseline:
-        return ["-", "-"]
-    bound_differs = [] if bound.settings["batch_size"] == e.settings.get("batch_size") else ["upper bound's batch size"]
-    return [gap_recovered(e, baseline, bound), ", ".join([*differing, *bound_differs]) or "-"]

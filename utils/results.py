@@ -16,6 +16,7 @@ from datasets.labels import CLASS_NAMES
 
 from .checkpoint import BEST, LAST
 from .errors import UserError
+from .methods import evaluated_as, in_short, method_name
 
 BESIDE = {
     "seed",
@@ -36,19 +37,6 @@ BESIDE = {
     "pseudo_labels",
 }
 """Arguments in which the runs of one experiment may differ."""
-
-PLAIN = {
-    "loss": "ce",
-    "level": "output",
-    "gan": "vanilla",
-    "lambda_adv": 1e-3,
-    "lambda_adv_aux": 2e-4,
-    "lr_d": 1e-4,
-    "bn_statistics": "both",
-    "rounds": 1,
-    "init": None,
-}
-"""What a method's name does not say: the values in which it is as published."""
 
 
 class Unfinished(UserError):
@@ -94,6 +82,12 @@ class Experiment:
         return self.runs[0].settings
 
     @property
+    def method(self) -> str:
+        """The method's name, with what was done to its networks afterwards."""
+        run = self.runs[0]
+        return evaluated_as(method_name(run.config["arguments"]), run.members, run.adapt_bn)
+
+    @property
     def script(self) -> str:
         return self.runs[0].config["script"]
 
@@ -115,6 +109,11 @@ class Experiment:
     def by_seed(self) -> dict[int | None, float]:
         """mIoU on the target (fraction) of each seed that has one."""
         return {run.seed: run.target["miou"] for run in self.runs if run.target["miou"] is not None}
+
+    def repeated_seeds(self) -> list[int]:
+        """Seeds that more than one of its runs has."""
+        seeds = [run.seed for run in self.runs if run.seed is not None]
+        return sorted({seed for seed in seeds if seeds.count(seed) > 1})
 
     def classes(self) -> str:
         """Over how many classes its mean runs."""
@@ -186,7 +185,7 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
         _ = entry["step"], entry["train"].items(), entry["target"]["miou"]
     for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo", "cityscapes"):
         _ = settings[key]
-    _ = config["total_steps"]
+    _ = config["total_steps"], config["script"], method_name(settings)
     seed = config["arguments"]["seed"]
     return Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history)
 
@@ -231,17 +230,17 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
     return Measured(
         record["name"], first.seed if len(seeds) == 1 else None, settings if several else first.settings, first.config,
         checkpoints, target, confusion=record.get("confusion"), adapt_bn=record["adapt_bn"],
-        members=tuple(sorted(method(run.settings) for run in runs)) if several else (),
+        members=tuple(sorted(method_name(run.settings) for run in runs)) if several else (),
     )  # fmt: skip
 
 
 def experiments(runs: Sequence[Measured]) -> list[Experiment]:
-    """Runs grouped, in the order of their first; each labelled so that no two labels are the same."""
+    """Runs grouped, in the order of their first; each labelled by its method and what tells it from the others."""
     groups: dict[str, Experiment] = {}
     for run in runs:
         groups.setdefault(run.key, Experiment()).runs.append(run)
     found = list(groups.values())
-    for experiment, label in zip(found, told_apart(found, name), strict=True):
+    for experiment, label in zip(found, told_apart(found, lambda e: e.method), strict=True):
         experiment.label = label
     return found
 
@@ -252,47 +251,5 @@ def told_apart(experiments: Sequence[Experiment], short: Callable[[Experiment], 
     for own in experiments:
         alike = [other.settings for other in experiments if short(other) == short(own)]
         differing = [k for k, v in own.settings.items() if any(other.get(k) != v for other in alike)]
-        named.append(" ".join([short(own), *(f"{key}={_short(own.settings[key])}" for key in differing)]))
+        named.append(" ".join([short(own), *(f"{key}={in_short(own.settings[key])}" for key in differing)]))
     return named
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, str) and "/" in value:
-        return Path(value).name
-    return str(value)
-
-
-def name(experiment: Experiment) -> str:
-    """The method's name, with what was done to its networks afterwards."""
-    run = experiment.runs[0]
-    kinds = sorted(set(run.members))
-    base = method(run.settings) if not kinds else f"mean of {len(run.members)} ({', '.join(kinds)})"
-    return base + (" + AdaBN" if run.adapt_bn else "")
-
-
-def method(settings: dict[str, Any]) -> str:
-    """What a run's script and its method's flags are called in the literature."""
-    kind = {
-        "train_cityscapes": lambda s: "upper bound",
-        "train_gta5": lambda s: "source only",
-        "train_adversarial": _adversarial,
-        "train_fda": lambda s: "LAB" if s["beta"] is None else f"FDA, beta {s['beta']:g}",
-        "train_pseudo_labels": _pseudo_labels,
-        "train_dacs": lambda s: "DACS",
-    }.get(settings["script"], lambda s: s["script"])(settings)
-    looks = [word for word in ("jitter", "blur") if settings.get(word)]
-    others = [f"{key} {_short(settings[key])}" for key, plain in PLAIN.items() if settings.get(key, plain) != plain]
-    return " + ".join([kind, *looks, *others])
-
-
-def _adversarial(settings: dict[str, Any]) -> str:
-    if settings["discriminator"] == "none":
-        return "MinEnt" if settings["lambda_entropy"] > 0 else "target forward pass, weight 0"
-    kind = "AdvEnt" if settings["input"] == "entropy" else "adversarial"
-    return f"{kind}, {settings['discriminator']}" + (" + MinEnt" if settings["min_entropy"] else "")
-
-
-def _pseudo_labels(settings: dict[str, Any]) -> str:
-    words = "pseudo-labels" + (" by AdaBN" if settings["adapt_bn"] else "")
-    words += f", percentile {settings['percentile']:g}" if settings["percentile"] != 50 else ""
-    return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
