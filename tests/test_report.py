@@ -19,11 +19,13 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from datasets.labels import CLASS_NAMES
 from utils.board import WIDTH, dense, pictured
 from utils.comparison import METHODS, comparison
+from utils.errors import UserError
 from utils.figures import charts, series
 from utils.manifest import OwnFolder
 from utils.methods import method_name
 from utils.pictures import WRONG, errors
 from utils.published import PER_CLASS
+from utils.report_tables import assigned_tables
 from utils.results import experiments, find_runs, read_run
 from utils.tables import NOT_RUN, Table, latex
 
@@ -345,6 +347,44 @@ def test_unfinished_and_damaged_runs_are_named_and_left_out(script, copied, tmp_
     ]
     assert not any("unfinished" in label for label in labels)
     assert "no finished run" in one_line_error(script("report", going, broken))
+
+
+def test_whatever_is_damaged_in_a_run_is_named_or_harmless(runs, copied):
+    """Bytes changed, cut or doubled in its files, and values of other types: a figure, or one line about the run."""
+    run, rng = copied("adversarial", "hurt"), np.random.default_rng(0)
+    read, refused = 0, 0
+    for name in ("result.json", "config.json", "metrics.jsonl"):
+        whole = (run / name).read_bytes()
+        for kind in range(60):
+            hurt = bytearray(whole)
+            at = int(rng.integers(len(hurt)))
+            if kind % 3 == 0:
+                hurt[at : at + int(rng.integers(1, 40))] = b""
+            elif kind % 3 == 1:
+                hurt[at] = int(rng.integers(32, 127))
+            else:
+                values = [m.span(1) for m in re.finditer(rb": (\d[\d.e-]*|null|\"[^\"]*\"|true|false)", whole)]
+                first, last = values[int(rng.integers(len(values)))]
+                hurt[first:last] = [b"null", b'"x"', b"[]", b"-3", b"{}", b"NaN"][kind % 6]
+            (run / name).write_bytes(bytes(hurt))
+            try:
+                found = experiments([read_run(run)])
+            except UserError as error:
+                refused += str(run) in str(error)
+                continue
+            for table in (*assigned_tables(found, {}), comparison(found)):
+                assert table.markdown()
+                assert table.latex()
+                assert table.csv()
+            assert [
+                series(e.runs, value) for e in found for value in (lambda x: x["train"]["loss"], lambda x: x["step"])
+            ]
+            assert [np.array(r.confusion).sum() for e in found for r in e.runs]
+            read += 1
+        (run / name).write_bytes(whole)
+    assert read + refused == 180
+    assert min(read, refused) > 20
+    read_run(run)
 
 
 def test_a_report_replaces_its_own_files_and_nothing_else(script, runs, tmp_path, monkeypatch):

@@ -160,6 +160,7 @@ def read_run(directory: Path) -> Measured:
         parts = [figures for figures in (target, result["oracle"], result["source"]) if figures is not None]
         whole = all(_sane(figures) for figures in parts)
         run = _run(directory, target, result["oracle"], result["source"], result.get("confusion"))
+        whole &= _square(run.confusion)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -182,7 +183,9 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     history = tuple(json.loads(line) for line in lines)
     for entry in history:
-        _ = entry["step"], entry["train"].items(), entry["target"]["miou"]
+        _ = entry["target"]["miou"]
+        if not all(type(value) in (int, float) for value in (entry["step"], *entry["train"].values())):
+            raise ValueError("a logged value is no number")
     for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo", "cityscapes"):
         _ = settings[key]
     _ = config["total_steps"], config["script"], method_name(settings)
@@ -193,6 +196,15 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
 def _sane(figures: dict[str, Any]) -> bool:
     values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in CLASS_NAMES)]
     return all(v is None or (type(v) in (int, float) and math.isfinite(v) and 0 <= v <= 1) for v in values)
+
+
+def _square(confusion: Any) -> bool:
+    """Whether it is a count for every pair of classes, or not there."""
+    size = len(CLASS_NAMES)
+    return confusion is None or (
+        len(confusion) == size
+        and all(len(row) == size and all(type(n) is int and n >= 0 for n in row) for row in confusion)
+    )
 
 
 def read_evaluations(path: Path, note: Callable[[str], None]) -> list[Measured]:
@@ -223,7 +235,7 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
     if any(run.target["pictures"] != record["pictures"] for run in runs):
         return note(f"{where}: measured on other pictures than its run")
     target = {key: record[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
-    if not _sane(target):
+    if not _sane(target) or not _square(record.get("confusion")):
         raise ValueError("figures out of range")
     first, seeds = runs[0], {run.seed for run in runs}
     settings = {k: v for k, v in first.settings.items() if all(run.settings.get(k) == v for run in runs)}

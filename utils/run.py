@@ -202,8 +202,8 @@ class Run:
             if isinstance(part, Optimizer):
                 self._watch_gradients(name, part)
         self.board = SummaryWriter(self.directory / "tensorboard", purge_step=self.step + 1 if self._begun else None)
-        log_arguments(self.board, self.config["arguments"])
         self._interruption.listen()
+        log_arguments(self.board, self.config["arguments"])
         self._saved = time.monotonic()
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
