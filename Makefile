@@ -18,10 +18,9 @@ test: .venv/installed
 
 # Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
 RUNS := upper-bound source-only adversarial adversarial-depthwise fda
-demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(DEMO)/pictures.json $(DEMO)/costs.md
-	@echo && cat $(DEMO)/costs.md
-	@echo && echo "Pictures, side by side: $(DEMO)/pictures/" && echo
-	@$(RUN) report.py $(RUNS:%=$(DEMO)/%)
+COSTS := $(DEMO)/counts.json $(DEMO)/times.json
+demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(COSTS)
+	@$(RUN) report.py $(RUNS:%=$(DEMO)/%) $(DEMO)/adabn.json $(COSTS) --out report
 
 $(DEMO)/upper-bound/result.json: | .venv/installed
 	$(RUN) train_cityscapes.py --demo --run-dir $(@D) --resume
@@ -39,16 +38,13 @@ $(DEMO)/fda/result.json: | .venv/installed
 	$(RUN) train_fda.py --demo --run-dir $(@D) --resume
 
 # Counts at the size of the published ones; times at half that side, since DeepLabV2 takes seconds on a CPU.
-$(DEMO)/costs.md: | .venv/installed
-	@mkdir -p $(DEMO) && rm -f $(DEMO)/counts.md $(DEMO)/times.md
-	$(RUN) measure_flops.py --no-latency --markdown $(DEMO)/counts.md > /dev/null
-	$(RUN) measure_flops.py --size 512x256 --runs 3 --markdown $(DEMO)/times.md > /dev/null
-	@(cat $(DEMO)/counts.md && echo && sed -n '/^On /,/^Published/{/^Published/d;p;}' $(DEMO)/times.md) > $@
+$(DEMO)/counts.json: | .venv/installed
+	@mkdir -p $(@D)
+	$(RUN) measure_flops.py --no-latency --json $@
+
+$(DEMO)/times.json: | .venv/installed
+	@mkdir -p $(@D)
+	$(RUN) measure_flops.py --size 512x256 --runs 3 --json $@ > /dev/null
 
 $(DEMO)/adabn.json: $(DEMO)/source-only/result.json
 	$(RUN) eval.py $(DEMO)/source-only/checkpoint_last.pt --adapt-bn --json $@
-
-$(DEMO)/pictures.json: $(DEMO)/upper-bound/result.json $(DEMO)/source-only/result.json
-	@rm -rf $(DEMO)/pictures
-	$(RUN) eval.py $(DEMO)/upper-bound/checkpoint_last.pt $(DEMO)/source-only/checkpoint_last.pt --limit 6 --no-mean \
-		--save-side-by-side $(DEMO)/pictures --json $@ > /dev/null

@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
         help="first re-estimate batch normalisation on the target's train pictures, without labels (AdaBN)",
     )  # fmt: skip
     output = parser.add_argument_group("output (a folder that holds something already is refused)")
-    output.add_argument("--json", type=Path, metavar="FILE", help="the figures")
+    output.add_argument("--json", type=Path, metavar="FILE", help="the figures; report.py reads AdaBN's and means")
     output.add_argument("--save-predictions", type=Path, metavar="DIR", help="coloured predictions")
     output.add_argument(
         "--save-ids", type=Path, metavar="DIR", help="predictions as Cityscapes ids, for its test server"

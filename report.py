@@ -1,16 +1,39 @@
-"""Finished runs -> one table: the last checkpoint as the headline, the oracle apart, the source beside the target.
+"""Runs -> the tables, curves and pictures of a report: the last checkpoint as the headline, the oracle apart.
 
-python report.py runs/A runs/B ...
+    python report.py runs/A runs/B ...                                        one table, seeds of one experiment grouped
+    python report.py runs/* adabn.json costs.json --out report/               everything; open report/report.html
+    python report.py runs/* --out report/ --device cuda --pictures 8
+
+Directories are runs, or folders of runs. JSON files are eval.py's (AdaBN, means of several networks) and
+measure_flops.py's (the cost columns). --out writes report.html (self-contained), report.tex with tables/*.tex and
+figures/*.pdf (LaTeX), report.md and tables/*.md (Markdown) and tables/*.csv. What was not run says "not run". Written
+again, it replaces its own files; one that you changed stays, and the new one lies beside it as NAME.new.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from utils.arguments import default_device, device, whole
+from utils.comparison import comparison, in_order
 from utils.errors import Parser, UserError, run_script
+from utils.provenance import commit
+from utils.report_tables import Costs, assigned_tables
+from utils.results import (
+    Experiment,
+    Measured,
+    Unfinished,
+    experiments,
+    find_runs,
+    read_evaluations,
+    read_run,
+    read_unfinished,
+    told_apart,
+)
 from utils.tables import markdown, mean_and_deviation
 
 HEADER = ("experiment", "runs", "accuracy (%)", "mIoU (%)", "classes", "oracle best mIoU (%)", "source mIoU (%)")
@@ -18,90 +41,141 @@ HEADER = ("experiment", "runs", "accuracy (%)", "mIoU (%)", "classes", "oracle b
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; seeds are grouped")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directories, folders of them, JSON files"
+    )
+    output = parser.add_argument_group("report")
+    output.add_argument("--out", type=Path, metavar="DIR", help="write the report there (only the table is printed)")
+    output.add_argument(
+        "--pictures", type=whole, default=4, metavar="N", help="val pictures that every network is shown on (4)"
+    )
+    output.add_argument(
+        "--device", type=device, default=default_device(), metavar="DEV", help="which predicts them (%(default)s)"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in parse_args().runs:
-        result = read_result(run)
-        groups.setdefault(json.dumps(result["settings"], sort_keys=True), []).append(result)
-    rows = [row(name, results) for name, results in zip(names(list(groups.values())), groups.values(), strict=True)]
+    args = parse_args()
+    left_out: list[str] = []
+    measured, unfinished, costs = read(args.runs, left_out)
+    for line in left_out:
+        print(f"note: left out: {line}")
+    if not measured:
+        raise UserError(f"no finished run is there to report: {'; '.join(left_out) or 'only costs were named'}")
+    found = experiments(measured + unfinished)
+    finished = [experiment for experiment in found if experiment.finished]
+    for experiment in finished:
+        for seed in experiment.repeated_seeds():
+            print(f"note: {experiment.label}: several runs have the seed {seed}; a deviation is over seeds")
+    rows = [row(name, experiment) for name, experiment in zip(told_apart(finished, network), finished, strict=True)]
     print(markdown(HEADER, rows))
     print("\nHeadline: the last checkpoint on the target. Oracle: the best epoch chosen by the target's own labels,")
     print(
         "which no adaptation has. Source: frames held out of the source's training set. Mean and deviation over runs."
     )
+    if args.out is not None:
+        write(args, found, costs, left_out)
 
 
-FIGURES = ("accuracy", "miou", "classes_evaluated", "oracle", "source")
-BESIDE = {
-    "seed",
-    "run_dir",
-    "root",
-    "resume",
-    "no_cache",
-    "cache",
-    "workers",
-    "device",
-    "checkpoint_minutes",
-    "stop_after",
-    "allow_changes",
-    "on_bad_sample",
-    "max_bad_share",
-    "labeller",
-    "labeller_sha256",
-    "pseudo_labels",
-}
-"""Arguments in which the runs of one experiment may differ."""
+def read(places: Sequence[Path], left_out: list[str]) -> tuple[list[Measured], list[Measured], Costs]:
+    """(what was measured, what a run that goes on has logged, costs); what cannot be read is named in `left_out`."""
+    directories, files = find_runs(places)
+    measured: list[Measured] = []
+    unfinished: list[Measured] = []
+    costs: Costs = {}
+    for directory in directories:
+        try:
+            measured.append(read_run(directory))
+        except Unfinished as error:
+            logged = read_unfinished(directory)
+            left_out.append(f"{error}" + ("" if logged is None else "; its curves are shown, it has no figures yet"))
+            unfinished += [] if logged is None else [logged]
+        except UserError as error:
+            left_out.append(str(error))
+    for file in files:
+        try:
+            if not read_costs(file, costs):
+                measured += read_evaluations(file, left_out.append)
+        except UserError as error:
+            left_out.append(str(error))
+    return measured, unfinished, costs
 
 
-def read_result(run: Path) -> dict[str, Any]:
-    """A run's figures and `settings`: its arguments less those `BESIDE`. Raises `UserError` for a run that is
-    missing, unfinished or damaged."""
-    path = run / "result.json"
-    if not path.is_file():
-        raise UserError(f"{run}: no result.json is there; no run, or one that has not ended (--resume goes on)")
+def read_costs(path: Path, costs: Costs) -> bool:
+    """Adds what a JSON file of measure_flops.py holds: counts of the first file that has a network, latency of the
+    first that timed it. False for another file."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        arguments = json.loads((run / "config.json").read_text(encoding="utf-8"))["arguments"]
-        settings = {key: value for key, value in arguments.items() if key not in BESIDE}
-        return {key: result[key] for key in FIGURES} | {"settings": settings}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        size = "x".join(str(side) for side in content["size"])
+        for name, cost in content["networks"].items():
+            own = costs.setdefault(name, {"counted_at": f"Counts at {size}, one picture."} | cost | {"timing": {}})
+            if not own["timing"] and cost.get("timing"):
+                variant = next(iter(cost["timing"]))
+                own["timing"] = cost["timing"]
+                own["timed_at"] = (
+                    f"Latency: median at {size}, batch {content['batch_size']}, {variant}, {content['device']}, torch "
+                    f"{content['torch']}."
+                )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{run}: result.json or config.json is damaged; a training script writes them") from None
+        return False
+    return True
 
 
-def names(groups: list[list[dict[str, Any]]]) -> list[str]:
-    """Script, network and size, and whatever else tells experiments of the same three apart."""
-    settings = [group[0]["settings"] for group in groups]
-    short = [
-        f"{s['script']} {s['model']}-{s['backbone']} {'x'.join(str(side) for side in s['size'])}" for s in settings
-    ]
-    named = []
-    for own, name in zip(settings, short, strict=True):
-        alike = [other for other, other_name in zip(settings, short, strict=True) if other_name == name]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in alike)]
-        named.append(" ".join([name, *(f"{key}={own[key]}" for key in differing)]))
-    return named
+def network(experiment: Experiment) -> str:
+    """Script, network and size: what the printed table calls an experiment."""
+    arguments, run = experiment.runs[0].config["arguments"], experiment.runs[0]
+    size = "x".join(str(side) for side in arguments["size"])
+    after = (f" mean of {len(run.members)}" if run.members else "") + (" + AdaBN" if run.adapt_bn else "")
+    return f"{experiment.script} {arguments['model']}-{arguments['backbone']} {size}{after}"
 
 
-def row(name: str, results: list[dict[str, Any]]) -> list[str]:
+def row(name: str, experiment: Experiment) -> list[str]:
     """The cells under `HEADER`."""
     return [
         name,
-        str(len(results)),
-        spread([result["accuracy"] for result in results]),
-        spread([result["miou"] for result in results]),
-        "/".join(sorted({str(result["classes_evaluated"]) for result in results})),
-        spread([result["oracle"] and result["oracle"]["miou"] for result in results]),
-        spread([result["source"] and result["source"]["miou"] for result in results]),
+        str(len(experiment.runs)),
+        mean_and_deviation(experiment.figure("target", "accuracy")),
+        mean_and_deviation(experiment.figure("target", "miou")),
+        experiment.classes(),
+        mean_and_deviation(experiment.figure("oracle", "miou")),
+        mean_and_deviation(experiment.figure("source", "miou")),
     ]
 
 
-def spread(fractions: list[float | None]) -> str:
-    """Mean and deviation in per cent of those that exist."""
-    return mean_and_deviation([100 * fraction for fraction in fractions if fraction is not None])
+def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, left_out: list[str]) -> None:
+    """All documents into --out."""
+    from utils.documents import drawn, html_document, latex_document, markdown_document, png
+    from utils.figures import charts  # matplotlib is read where it is needed: the printed table takes no second
+    from utils.manifest import OwnFolder
+    from utils.qualitative import scenes
+
+    folder = OwnFolder(args.out)  # refuses before anything is computed
+    found = in_order(found)
+    finished = [experiment for experiment in found if experiment.finished]
+    tables = [*assigned_tables(finished, costs), comparison(finished)]
+    figures = [drawn(*chart) for chart in charts(found)]
+    shown = scenes(finished, args.pictures, args.device, left_out.append) if args.pictures else []
+    strips = {f"figures/scene-{number}.png": png(scene.strip()) for number, scene in enumerate(shown, start=1)}
+    about = [
+        f"{sum(len(e.runs) for e in finished)} runs and evaluations in {len(finished)} experiments, written "
+        f"{time.strftime('%Y-%m-%d')} by report.py at commit {(commit() or 'unknown')[:12]}. The headline is the last "
+        "checkpoint on the target's val set; the oracle (best epoch by the target's labels) stands apart. Figures of "
+        'others stand in columns called "published"; what has no run says "not run".',
+    ]
+    files = {
+        "report.html": html_document(about, tables, figures, shown, left_out).encode(),
+        "report.tex": latex_document(tables, figures, list(strips)).encode(),
+        "report.md": markdown_document(about, tables, figures, list(strips), left_out).encode(),
+    } | strips
+    for table in tables:
+        for kind, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):
+            files[f"tables/{table.name}.{kind}"] = text.encode()
+    for figure in figures:
+        files |= {f"figures/{figure.name}.png": figure.png, f"figures/{figure.name}.pdf": figure.pdf}
+    for name in folder.write(files):
+        print(f"note: {args.out / name} was changed by hand and stays; the new one lies beside it, as .new")
+    print(f"\nOpen {args.out / 'report.html'}")
 
 
 if __name__ == "__main__":

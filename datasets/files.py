@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import UserError
@@ -64,9 +65,15 @@ def picture_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_image(path: Path) -> Tensor:
-    """uint8 [3, H, W] RGB at the file's own size, channels last in memory. Raises `UserError`."""
+def read_image(path: Path, upright: bool = False) -> Tensor:
+    """uint8 [3, H, W] RGB at the file's own size, channels last in memory; `upright`: turned as its EXIF data say,
+    which data sets never need and labels could not follow. Raises `UserError`."""
     image = _open(path)
+    if upright:
+        try:
+            image = ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
+            raise UserError(f"{path}: its EXIF data are damaged ({error}); save it anew without them") from None
     if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1"):
         raise UserError(f"{path}: expected 8 bits a channel, found PNG mode {image.mode}; convert it to RGB")
     array = np.array(image.convert("RGB"))

@@ -127,6 +127,13 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
+def run_once(name: str, *arguments: object) -> None:
+    """Runs a script's `main` for a fixture of a whole module, where `script` cannot be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *(str(argument) for argument in arguments)])
+        importlib.import_module(name).main()
+
+
 def one_line_error(done: Done) -> str:
     """The message of a user's mistake; fails unless it is one line, with status 2 and no traceback."""
     lines = [line for line in done.err.splitlines() if line.strip()]

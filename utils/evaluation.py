@@ -33,7 +33,8 @@ def evaluate(
     each: Callable[[int, Tensor, Tensor, Tensor | None], None] | None = None,
 ) -> dict[str, Any]:
     """Fractions, ready for JSON: accuracy, mean_class_accuracy, miou, iou (name -> fraction or None),
-    classes_evaluated, entropy (mean over all pixels, labels unused), pictures.
+    classes_evaluated, entropy (mean over all pixels, labels unused), pictures, confusion (pixels by label and
+    prediction, a row a label).
 
     batches: (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or None). The figures
     are taken at each label's own resolution; without labels they are None. `each(number, image [3, H, W], logits
@@ -69,6 +70,7 @@ def evaluate(
         "classes_evaluated": int(matrix.present().sum()),
         "entropy": entropy / max(1, pictures),
         "pictures": pictures,
+        "confusion": matrix.matrix.tolist(),
     }
 
 

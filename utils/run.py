@@ -5,7 +5,7 @@
     checkpoint_last.pt   the newest checkpoint: the headline of the run, and what --resume reads (while the run lasts
                          checkpoint_previous.pt is the one before it, should the newest be damaged)
     checkpoint_best.pt   the best epoch by the target's labels: an oracle, never the headline
-    result.json          written at the end
+    result.json          written at the end, and beside it model_card.md
     tensorboard/         scalars and example pictures
 
 Everything that is drawn in step k is a function of (seed, k): data by `datasets.stream`, and torch's, NumPy's and
@@ -42,6 +42,7 @@ from datasets.stream import Share, TrainingStream, batches, evaluation_loader, t
 from models.layers import resize
 
 from .appearance import to_float
+from .board import dense, log_arguments, narrow, pictured
 from .checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint, start_from, write_atomically, write_json
 from .distributed import first_then_others, from_each, from_first, highest, rank, ranks, share_buffers
 from .errors import UserError
@@ -49,6 +50,8 @@ from .evaluation import evaluate, predict
 from .gradients import Gradients, compiled
 from .interruption import Interruption, Stop, worker_signals
 from .lock import DirectoryLock
+from .model_card import NAME as MODEL_CARD
+from .model_card import model_card
 from .pictures import panel
 from .provenance import commit, device_name, fingerprint, versions
 from .scalars import Scalars
@@ -99,6 +102,7 @@ class Run:
         self.step, self.epoch, self.closed = 0, 0, 0  # steps done, epoch in progress, epochs done and evaluated
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
+        self.confusion: dict[str, list[list[int]]] = {}  # of the last evaluation, by set
         self._kept: dict[str, Any] = {}
         self._scalars = Scalars()
         self._epoch_losses: dict[str, list[float]] = {}
@@ -222,6 +226,8 @@ class Run:
         purge = self.step + 1 if self._begun else None
         self.board = SummaryWriter(self.directory / "tensorboard", purge_step=purge) if rank() == 0 else _NoBoard()
         self._interruption.listen()
+        if rank() == 0:
+            log_arguments(self.board, self.config["arguments"])
         self._saved = time.monotonic()
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
@@ -242,6 +248,7 @@ class Run:
         self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
         self.history, self.best = checkpoint["history"], checkpoint["best"]
         self._epoch_losses, self._bad = checkpoint["epoch_losses"], checkpoint["bad_samples"]
+        self.confusion = checkpoint.get("confusion", {})  # checkpoints of before had none
         if self.step >= self.total_steps:
             self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
         if self._changes:
@@ -285,7 +292,7 @@ class Run:
             save_checkpoint(self.directory / BEST, content)
         training = {name: part.state_dict() for name, part in self._kept.items() if name != "model"}
         content |= {"training": training, "history": self.history, "best": self.best}
-        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad}
+        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad, "confusion": self.confusion}
         save_checkpoint(self.directory / LAST, content, self.directory / PREVIOUS)
         if self._changes:
             write_json(self.directory / "config.json", self.config)
@@ -455,7 +462,8 @@ class Run:
         means, wrong = {}, []
         for name, read in self._scalars.read().items():
             for step, value in read.items():
-                self.board.add_scalar(f"train/{name}", value, step)
+                if dense(step):
+                    self.board.add_scalar(f"train/{name}", value, step)
                 if not math.isfinite(value):
                     wrong.append((step, name.startswith("gradient"), name, value))  # the loss is named first
             self._epoch_losses.setdefault(name, []).extend(read.values())
@@ -514,10 +522,12 @@ class Run:
             watched = self._watched(batches(loader))
             share_buffers(networks[name])
             entry[name] = metrics = evaluate(networks[name], watched, self.device, CLASS_NAMES)
+            self.confusion[name] = metrics.pop("confusion")  # too long for every line of metrics.jsonl
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if metrics[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", metrics[figure], self.step)
-        self._show_examples(model, sets["target"])
+        if self._pictured(self.args.eval_every):
+            self._show_examples(model, sets["target"])
         self.history.append(entry)
         target = entry["target"]
         if target["miou"] is not None and (self.best is None or target["miou"] > self.best["target"]["miou"]):
@@ -544,14 +554,19 @@ class Run:
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int).tolist():
             image, label = data[index]
             prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
+            image = (narrow(image.float()) + 0.5).byte()
             shown = panel(image, ([] if label is None else [("label", label)]) + [("prediction", prediction)])
             self.board.add_image(f"target/{index}", shown, self.step, dataformats="HWC")
 
+    def _pictured(self, every: int = 1) -> bool:
+        epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        return pictured(math.ceil(self.epoch / every), math.ceil(epochs / every))
+
     def show(self, tag: str, images: list[Tensor]) -> None:
-        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; once an epoch, at its first step."""
-        if self.step % self.steps_per_epoch == 0:
-            size = images[0].shape[-2:]
-            row = torch.cat([resize(image.detach().float().cpu()[None], size)[0].clamp(0, 1) for image in images], -1)
+        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; at an epoch's first step."""
+        if self.step % self.steps_per_epoch == 0 and self._pictured():
+            shown = [narrow(image.detach().float()).cpu() for image in images]
+            row = torch.cat([resize(image[None], shown[0].shape[-2:])[0].clamp(0, 1) for image in shown], -1)
             self.board.add_image(tag, row, self.step)
 
     def finish(self) -> None:
@@ -564,12 +579,15 @@ class Run:
             "epoch": last["epoch"],
             "oracle": self.best and self.best["target"] | {"step": self.best["step"], "epoch": self.best["epoch"]},
             "source": last.get("source"),
+            "confusion": self.confusion.get("target"),
             "script": self.args.script,
             "network": self._kept["model"].options,
             "seed": self.args.seed,
             "size": list(self.args.size),
             "commit": self.config["commit"],
         }
+        card = model_card(self.config, result).encode()
+        write_atomically(self.directory / MODEL_CARD, lambda file: file.write(card))
         write_json(self.directory / "result.json", result)
         (self.directory / PREVIOUS).unlink(missing_ok=True)
         rows = [(f"last (step {last['step']})", last["target"])]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+NOT_RUN = "not run"
+
+Cell = str | Sequence[float]
+"""Text, or one figure in per cent of each run."""
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,3 +61,98 @@ def result_tables(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     rows = [[cls, *(percent(metrics["iou"][cls]) for _, metrics in named)] for cls in classes]
     rows.append(["mean", *(percent(metrics["miou"]) for _, metrics in named)])
     return summary + "\n\n" + markdown(["IoU (%)", *(name for name, _ in named)], rows)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report, in every form that it is wanted in. name: of its file; notes: what stands below it."""
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[Sequence[Cell]]
+    notes: tuple[str, ...] = ()
+
+    def texts(self) -> list[list[str]]:
+        """The cells as one reads them."""
+        return [[cell if isinstance(cell, str) else mean_and_deviation(cell) for cell in row] for row in self.rows]
+
+    def markdown(self) -> str:
+        """Title, table, notes."""
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in self.texts()]
+        return "\n\n".join([f"### {self.title}", markdown(self.header, rows), *self.notes]) + "\n"
+
+    def csv(self) -> str:
+        """A column of figures becomes two, mean and sample deviation, unrounded."""
+        figures = [
+            (place > 0 and title.endswith("(%)") and "published" not in title)
+            or any(not isinstance(row[place], str) for row in self.rows)
+            for place, title in enumerate(self.header)
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        lines = [[*self.header], *self.rows]
+        for number, line in enumerate(lines):
+            cells: list[Any] = []
+            for cell, figure in zip(line, figures, strict=True):
+                if not figure:
+                    cells.append(cell)
+                elif number == 0:
+                    cells += [f"{cell}, mean", f"{cell}, deviation"]
+                elif isinstance(cell, str):
+                    cells += [cell, ""]
+                else:
+                    cells += [statistics.mean(cell) if cell else "", statistics.stdev(cell) if len(cell) > 1 else ""]
+            writer.writerow(cells)
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A floating table with booktabs' rules; the document's `fittable` scales down what is too wide."""
+        header, *rows = [" & ".join(latex(cell) for cell in row) + r" \\" for row in [self.header, *self.texts()]]
+        return "\n".join(
+            [
+                r"\begin{table}[htbp]",
+                r"\centering",
+                rf"\caption{{{latex(self.title)}}}\label{{tab:{self.name}}}",
+                rf"\fittable{{\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+                *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
+                r"\end{tabular}}",
+                "",
+                rf"\smallskip{{\footnotesize {' '.join(latex(note) for note in self.notes)}\par}}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def html(self) -> str:
+        """A figure element: the table in a box that scrolls sideways, notes below."""
+        published = ["published" in title for title in self.header]
+
+        def line(tag: str, cells: Sequence[str]) -> str:
+            kinds = [
+                "other" if other else "none" if cell == NOT_RUN else ""
+                for cell, other in zip(cells, published, strict=True)
+            ]
+            shown = [
+                f"<{tag}{f' class={kind}' if kind else ''}>{html.escape(cell)}</{tag}>"
+                for cell, kind in zip(cells, kinds, strict=True)
+            ]
+            return f"<tr>{''.join(shown)}</tr>"
+
+        body = "\n".join(line("td", row) for row in self.texts())
+        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f'<figure id="{self.name}"><figcaption>{html.escape(self.title)}</figcaption>\n<div class=wide><table>'
+            f"<thead>{line('th', self.header)}</thead>\n<tbody>{body}</tbody></table></div>{notes}</figure>"
+        )
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$",
+}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX prints it as it is."""
+    return "".join(LATEX.get(character, character) for character in text)

@@ -1,0 +1,529 @@
+"""report.py: tables, charts and documents from whatever runs are there, and nothing lost where they are written."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, SOURCE, one_line_error, run_once, source_only, upper, write_cityscapes, write_gta5
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from datasets.labels import CLASS_NAMES
+from utils.board import WIDTH, dense, pictured
+from utils.comparison import METHODS, comparison
+from utils.errors import UserError
+from utils.figures import charts, series
+from utils.manifest import OwnFolder
+from utils.methods import method_name
+from utils.pictures import WRONG, errors
+from utils.published import PER_CLASS
+from utils.report_tables import assigned_tables
+from utils.results import experiments, find_runs, read_run
+from utils.tables import NOT_RUN, Table, latex
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """An upper bound, two seeds of source only, an adversarial run, AdaBN on the seeds, and costs."""
+    folder = tmp_path_factory.mktemp("runs")
+    city, game = write_cityscapes(folder / "city"), write_gta5(folder / "game")
+    run_once(*upper(city, folder / "upper", "--epochs", 1))
+    for seed in (0, 1):
+        options = ("--epochs", 1, "--seed", seed, "--source-holdout", 0.3)
+        run_once(*source_only(game, city, folder / f"source-{seed}", *options))
+    run_once("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--source-holdout", 0.3,
+             "--epochs", 2, "--run-dir", folder / "adversarial")  # fmt: skip
+    sources = [folder / f"source-{seed}/checkpoint_last.pt" for seed in (0, 1)]
+    run_once("eval", *sources, "--adapt-bn", "--json", folder / "adabn.json", "--workers", 0, "--device", "cpu")
+    flags = ("--size", "64x32", "--only", "resnet18", "--runs", 1, "--device", "cpu")
+    run_once("measure_flops", *flags, "--json", folder / "costs.json")
+    return folder
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    """copied(name, new name, **figures): a run of its own, with other figures on the target."""
+
+    def copy(name, new, **figures):
+        shutil.copytree(runs / name, tmp_path / new, ignore=shutil.ignore_patterns("tensorboard", "*.pt"))
+        path = tmp_path / new / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | figures))
+        return tmp_path / new
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def whole(runs, tmp_path_factory):
+    """The report of all of them."""
+    out = tmp_path_factory.mktemp("whole") / "report"
+    inputs = [runs / name for name in ("upper", "source-0", "source-1", "adversarial", "adabn.json", "costs.json")]
+    run_once("report", *inputs, "--out", out, "--pictures", 2, "--device", "cpu")
+    return out
+
+
+def table(out, name):
+    """A CSV as dicts."""
+    return list(csv.DictReader(io.StringIO((out / f"tables/{name}.csv").read_text())))
+
+
+class Page(HTMLParser):
+    """Checks that what is opened is closed; keeps images and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.words, self.tags = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "img":
+            self.images.append(dict(attributes))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def check_latex(text, folder=None):
+    """Environments nest, braces balance, special characters are escaped, tables are rectangular, files exist."""
+    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("%"))
+    text = re.sub(r"%\n\s*", "", text)  # a comment that swallows the end of a line
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        assert kind == "begin" or stack.pop() == name
+        stack += [name] if kind == "begin" else []
+    assert stack == []
+    bare = re.sub(r"\\[\\&%$#_{}~^]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    assert "%" not in bare
+    assert text.isascii()
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert lines
+        assert all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
+    outside = re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", bare, flags=re.DOTALL)
+    outside = re.sub(
+        r"\\(input|includegraphics|label|newcommand|fittable|usepackage)(\[[^]]*\])?\{[^}]*\}", "", outside
+    )
+    assert not re.search(r"[&_^]|#(?!1)", outside), re.search(r".*[&_^#].*", outside)
+    for file in re.findall(r"\\(?:input|includegraphics\[[^]]*\])\{([^}]*)\}", text):
+        assert (folder / file).is_file(), file
+
+
+# The whole
+
+
+def test_the_report_holds_every_table_in_three_forms(whole):
+    names = {f"assignment-{n}" for n in (1, 2, 3, "1-costs", "3-costs")} | {f"report-{n}" for n in range(1, 6)}
+    names |= {"comparison"}
+    assert {path.name for path in (whole / "tables").iterdir()} == {
+        f"{n}.{k}" for n in names for k in ("md", "tex", "csv")
+    }
+    for name in names:
+        check_latex((whole / f"tables/{name}.tex").read_text())
+        assert r"\toprule" in (whole / f"tables/{name}.tex").read_text()
+    text = (whole / "report.md").read_text()
+    assert all((whole / f"tables/{name}.md").read_text().strip() in text for name in names)
+
+
+def test_report_html_is_one_file_that_a_phone_can_show(whole):
+    text = (whole / "report.html").read_text()
+    page = Page(text)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    assert "http" not in text
+    assert not any(attributes.get("src", "data:")[:5] != "data:" for _, attributes in page.tags)
+    assert len(page.images) > 10
+    for image in page.images:
+        assert image["alt"]
+        Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))).load()
+    tables = text.count("<table>")
+    assert tables == 11
+    assert text.count("<div class=wide><table>") == tables  # each scrolls in its own box
+    targets = {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
+    assert targets <= {attributes.get("id") for _, attributes in page.tags}
+    assert {"Tables", "Curves", "Classes", "Confusion", "Pictures"} <= targets
+
+
+def test_report_tex_is_a_papers_skeleton_whose_files_are_there(whole):
+    text = (whole / "report.tex").read_text()
+    check_latex(text, whole)
+    headings = re.findall(r"\\section\{(.*?)\}", text)
+    assert headings == ["Introduction", "Related work", "Method", "Experiments", "Conclusion"]
+    assert len(re.findall(r"\\input\{", text)) == 11
+    for part in text.split(r"\clearpage"):
+        assert len(re.findall(r"\\input\{|\\begin\{figure\}", part)) < 18  # LaTeX keeps no more floats in mind
+    assert set(re.findall(r"\\usepackage(?:\[.*?\])?\{(\w+)\}", text)) == {"geometry", "booktabs", "graphicx"}
+    assert all(path.read_bytes().startswith(b"%PDF") for path in (whole / "figures").glob("*.pdf"))
+
+
+def test_measured_and_published_figures_stand_in_columns_of_their_own(whole, runs):
+    (row,) = [row for row in table(whole, "assignment-2") if row["run"] == "BiSeNet, no augmentation"]
+    mious = [100 * json.loads((runs / f"source-{seed}/result.json").read_text())["miou"] for seed in (0, 1)]
+    assert float(row["mIoU (%), mean"]) == pytest.approx(np.mean(mious))
+    assert float(row["mIoU (%), deviation"]) == pytest.approx(np.std(mious, ddof=1), abs=1e-9)
+    assert row["runs"] == "2"
+    assert row["published: [accuracy /] mIoU (%)"] == "20.8 (student report)"
+    shift = {row["IoU (%)"]: row for row in table(whole, "report-3")}
+    assert {name: shift[name]["source only, published"] for name in CLASS_NAMES} == PER_CLASS[()]
+    iou = json.loads((runs / "source-0/result.json").read_text())["iou"]["sky"]
+    other = json.loads((runs / "source-1/result.json").read_text())["iou"]["sky"]
+    assert float(shift["sky"]["source only, mean"]) == pytest.approx(50 * (iou + other))
+
+
+def test_what_was_not_run_says_so(whole):
+    jitter = table(whole, "assignment-2")[1]
+    assert jitter["run"] == "BiSeNet, + colour jitter"
+    assert [jitter[column] for column in ("setting", "runs", "accuracy (%), mean", "mIoU (%), mean")] == [NOT_RUN] * 4
+    assert {row["+ both"] for row in table(whole, "report-4")} == {NOT_RUN}
+    assert {row["measured"] for row in table(whole, "report-1")} == {NOT_RUN}
+    methods = {row["method"]: row for row in table(whole, "comparison")}
+    assert set(METHODS) <= set(methods)
+    assert methods["DACS"]["mIoU (%), mean"] == NOT_RUN
+    assert methods["DACS"]["gap recovered (%), mean"] == NOT_RUN
+
+
+def test_costs_come_from_measure_flops_alone(whole, runs):
+    first, second, _ = table(whole, "assignment-1-costs")
+    assert first["parameters, training"] == "12,068,672"
+    assert first["published count"] == "25.78 G (fvcore's)"
+    timing = json.loads((runs / "costs.json").read_text())["networks"]["bisenet resnet18"]["timing"]
+    assert first["latency (ms)"] == f"{timing['fp32']['latency_median_ms']:.1f}"
+    assert second["parameters, training"] == NOT_RUN
+    note = (whole / "tables/assignment-1-costs.md").read_text()
+    assert "Counts at 64x32" in note
+    assert "Latency: median at 64x32, batch 1, fp32" in note
+
+
+def test_adabn_is_a_row_of_its_own_and_means_are_left_in(whole, runs):
+    methods = {row["method"]: row for row in table(whole, "comparison")}
+    row = methods["source only + AdaBN"]
+    records = json.loads((runs / "adabn.json").read_text())["evaluations"]
+    assert float(row["mIoU (%), mean"]) == pytest.approx(50 * sum(record["miou"] for record in records[:2]))
+    assert row["runs"] == "2"
+    assert float(methods["mean of 2 (source only) + AdaBN"]["mIoU (%), mean"]) == pytest.approx(
+        100 * records[2]["miou"]
+    )
+    assert table(whole, "assignment-2")[0]["runs"] == "2"
+
+
+def test_curves_bars_matrices_and_pictures_are_drawn(whole):
+    drawn = {path.stem for path in (whole / "figures").glob("*.png")}
+    expected = {
+        "curve-miou-target",
+        "curve-miou-source",
+        "curve-loss",
+        "curve-adversarial",
+        "per-class-1",
+        "confusion-1",
+    }
+    expected |= {"curve-discriminator-accuracy-source", "curve-discriminator-accuracy-target", "scene-1", "scene-2"}
+    assert expected <= drawn
+    assert not any("gradient" in name for name in drawn)
+
+
+# Gaps, groups, names
+
+
+def test_gap_recovered_is_taken_seed_by_seed(copied):
+    made = [
+        copied("upper", "u0", miou=0.5), copied("source-0", "s0", miou=0.1), copied("source-1", "s1", miou=0.2),
+        copied("adversarial", "a0", miou=0.3),
+    ]  # fmt: skip
+    config = json.loads((made[3] / "config.json").read_text())
+    config["arguments"] |= {"epochs": 1, "seed": 1}
+    (made[3] / "config.json").write_text(json.dumps(config))
+    found = experiments([read_run(path) for path in made])
+    rows = {row[0]: row for row in comparison(found).rows}
+    # The upper bound has no seed 1, so the means are compared: (0.3 - 0.15) / (0.5 - 0.15).
+    assert rows["adversarial, standard"][6] == pytest.approx([100 * 0.15 / 0.35])
+    assert rows["source only"][6] == "-"
+    made.append(copied("upper", "u1", miou=0.4))
+    config = json.loads((made[4] / "config.json").read_text())
+    config["arguments"]["seed"] = 1
+    (made[4] / "config.json").write_text(json.dumps(config))
+    rows = {row[0]: row for row in comparison(experiments([read_run(path) for path in made])).rows}
+    assert rows["adversarial, standard"][6] == pytest.approx([100 * 0.1 / 0.2])
+    assert rows["adversarial, standard"][7] == "-"
+    without = [read_run(path) for path in made if path.name[0] != "u"]
+    rows = {row[0]: row for row in comparison(experiments(without)).rows}
+    assert rows["adversarial, standard"][6] == NOT_RUN
+    assert rows["upper bound"][4] == NOT_RUN
+
+
+def test_references_of_another_size_are_none_and_other_settings_are_named(copied):
+    made = [copied("upper", "u"), copied("source-0", "s"), copied("adversarial", "a", miou=0.3)]
+    config = json.loads((made[2] / "config.json").read_text())
+
+    def row(**changed):
+        (made[2] / "config.json").write_text(json.dumps(config | {"arguments": config["arguments"] | changed}))
+        rows = comparison(experiments([read_run(path) for path in made])).rows
+        return next(row for row in rows if row[0].startswith("adversarial, standard") and row[1] != NOT_RUN)
+
+    assert row(jitter=True, lr=0.5)[7] == "epochs, jitter, lr"
+    assert row(size=[64, 32])[6] == NOT_RUN
+
+
+def test_methods_are_named_as_in_the_literature(runs):
+    settings = read_run(runs / "adversarial").settings
+    assert method_name(settings) == "adversarial, standard"
+    assert method_name(settings | {"input": "entropy", "lambda_adv": 0.01}) == "AdvEnt, standard + lambda_adv 0.01"
+    assert method_name(settings | {"discriminator": "none", "min_entropy": True}) == "MinEnt"
+    assert method_name(settings | {"bn_statistics": "target"}) == "adversarial, standard + bn_statistics target"
+    assert method_name(settings | {"script": "train_fda", "beta": 0.05}) == "FDA, beta 0.05"
+    assert method_name(settings | {"script": "train_fda", "beta": None, "jitter": True}) == "LAB + jitter"
+    again = {"script": "train_pseudo_labels", "adapt_bn": True, "percentile": 66.0, "beta": 0.01}
+    assert method_name(settings | again) == "pseudo-labels by AdaBN, percentile 66, FDA beta 0.01"
+
+
+def test_report_groups_seeds_and_tells_settings_apart(script, copied):
+    again = copied("source-0", "flipped")
+    config = json.loads((again / "config.json").read_text())
+    config["arguments"]["flip"] = 0.0
+    (again / "config.json").write_text(json.dumps(config))
+    made = [copied("source-0", "a", miou=0.2), copied("source-1", "b", miou=0.4), again]
+    done = script("report", *made, made[0])  # one run named twice is one run
+    assert done.status == 0, done.err
+    first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()[2:4]]
+    assert (first[1], second[1]) == ("2", "1")
+    assert "seed" not in done.out
+    assert "flip=0.5" in first[0]
+    assert "flip=0.0" in second[0]
+    assert first[3] == "30.0 ± 14.1"
+    assert "several runs have the seed 0" in script("report", *made[:1], copied("source-0", "again")).out
+
+
+def test_a_folder_of_runs_stands_for_them(runs, tmp_path):
+    found, files = find_runs([runs, runs / "upper", runs / "costs.json", tmp_path])
+    assert [path.name for path in found[:4]] == ["adversarial", "source-0", "source-1", "upper"]
+    assert found[4:] == [tmp_path]  # to be named as no run
+    assert files == [runs / "costs.json"]
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer/bands").symlink_to(runs)
+    assert [path.name for path in find_runs([tmp_path / "outer"])[0]] == [path.name for path in found[:4]]
+
+
+# Runs that are not whole, folders that are not ours
+
+
+def test_unfinished_and_damaged_runs_are_named_and_left_out(script, copied, tmp_path):
+    good, going, broken, odd, none = (copied("source-0", name) for name in ("good", "going", "broken", "odd", "none"))
+    (going / "result.json").unlink()
+    (broken / "metrics.jsonl").write_text('{"epoch": 1, "st')
+    result = json.loads((odd / "result.json").read_text())
+    (odd / "result.json").write_text(json.dumps(result | {"miou": 4.5}))
+    shutil.rmtree(none)
+    (tmp_path / "notes.json").write_text("[1, 2]")
+    inputs = (good, going, broken, odd, none, tmp_path / "notes.json")
+    done = script("report", *inputs, "--out", tmp_path / "report", "--pictures", 0)
+    assert done.status == 0, done.err
+    notes = [line for line in done.out.splitlines() if line.startswith("note: left out: ")]
+    assert len(notes) == 5
+    for path, why in ((going, "has not ended"), (broken, "damaged"), (odd, "damaged"), (none, "no run is there")):
+        assert any(str(path) in line and why in line for line in notes), path
+    assert "its curves are shown" in next(line for line in notes if "going" in line)
+    (row,) = [row for row in table(tmp_path / "report", "comparison") if row["setting"] != NOT_RUN]
+    assert row["runs"] == "1"
+    text = (tmp_path / "report/report.html").read_text()
+    assert all(str(path) in text for path in (going, broken, odd, none))
+    labels = [
+        text.get_text()
+        for _, _, figure in charts(experiments([read_run(good)]))
+        for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))
+    ]
+    assert not any("unfinished" in label for label in labels)
+    assert "no finished run" in one_line_error(script("report", going, broken))
+
+
+def test_whatever_is_damaged_in_a_run_is_named_or_harmless(runs, copied):
+    """Bytes changed, cut or doubled in its files, and values of other types: a figure, or one line about the run."""
+    run, rng = copied("adversarial", "hurt"), np.random.default_rng(0)
+    read, refused = 0, 0
+    for name in ("result.json", "config.json", "metrics.jsonl"):
+        whole = (run / name).read_bytes()
+        for kind in range(60):
+            hurt = bytearray(whole)
+            at = int(rng.integers(len(hurt)))
+            if kind % 3 == 0:
+                hurt[at : at + int(rng.integers(1, 40))] = b""
+            elif kind % 3 == 1:
+                hurt[at] = int(rng.integers(32, 127))
+            else:
+                values = [m.span(1) for m in re.finditer(rb": (\d[\d.e-]*|null|\"[^\"]*\"|true|false)", whole)]
+                first, last = values[int(rng.integers(len(values)))]
+                hurt[first:last] = [b"null", b'"x"', b"[]", b"-3", b"{}", b"NaN"][kind % 6]
+            (run / name).write_bytes(bytes(hurt))
+            try:
+                found = experiments([read_run(run)])
+            except UserError as error:
+                refused += str(run) in str(error)
+                continue
+            for table in (*assigned_tables(found, {}), comparison(found)):
+                assert table.markdown()
+                assert table.latex()
+                assert table.csv()
+            assert [
+                series(e.runs, value) for e in found for value in (lambda x: x["train"]["loss"], lambda x: x["step"])
+            ]
+            assert [np.array(r.confusion).sum() for e in found for r in e.runs]
+            read += 1
+        (run / name).write_bytes(whole)
+    assert read + refused == 180
+    assert min(read, refused) > 20
+    read_run(run)
+
+
+def test_a_report_replaces_its_own_files_and_nothing_else(script, runs, tmp_path, monkeypatch):
+    few = [chart for chart in charts(experiments([read_run(runs / "source-0")])) if chart[0].startswith("curve-miou")]
+    monkeypatch.setattr("utils.figures.charts", lambda found: few[: len(found)])
+    out = tmp_path / "report"
+    command = ("report", runs / "upper", "--out", out, "--pictures", 0)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("mine")
+    assert "was not written by this script" in one_line_error(script(*command[:3], tmp_path / "thesis"))
+    assert script("report", runs / "source-0", *command[1:]).status == 0
+    old = (out / "report.tex").read_text()
+    assert "curve-miou-source" in old
+    (out / "report.tex").write_text("my paper")
+    (out / "mine.txt").write_text("my notes")
+    done = script(*command)
+    assert "changed by hand and stays" in done.out
+    assert (out / "report.tex").read_text() == "my paper"
+    assert (out / "mine.txt").read_text() == "my notes"
+    new = (out / "report.new.tex").read_text()
+    assert "curve-miou-source" not in new
+    assert not (out / "figures/curve-miou-source.png").exists()  # of the report before; nothing replaces it
+    assert (out / "figures/curve-miou-target.png").exists()
+    (out / "report.new.tex").write_text("mine too")
+    assert "move one of them away" in one_line_error(script(*command))
+    assert ((out / "report.tex").read_text(), (out / "report.new.tex").read_text()) == ("my paper", "mine too")
+
+
+def test_an_interrupted_writing_leaves_nothing_that_seems_changed(tmp_path, monkeypatch):
+    OwnFolder(tmp_path / "out").write({"a.txt": b"1", "b.txt": b"1"})
+
+    def stop(path, write):
+        if path.name == "b.txt":
+            raise KeyboardInterrupt
+        path.write_bytes(b"2")
+
+    folder = OwnFolder(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.manifest.write_atomically", stop)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write({"a.txt": b"2", "b.txt": b"2"})
+    assert OwnFolder(tmp_path / "out").write({"a.txt": b"3", "b.txt": b"3"}) == []
+    assert (tmp_path / "out/a.txt").read_bytes() == b"3"
+    assert not (tmp_path / "out/a.new.txt").exists()
+
+
+# Charts and pictures
+
+
+def test_bands_are_the_deviation_over_seeds(runs):
+    seeds = [read_run(runs / f"source-{seed}") for seed in (0, 1)]
+    steps, means, deviations = series(seeds, lambda entry: entry["target"]["miou"])
+    values = [run.history[0]["target"]["miou"] for run in seeds]
+    assert steps == [seeds[0].history[0]["step"]]
+    assert means == pytest.approx([np.mean(values)])
+    assert deviations == pytest.approx([np.std(values, ddof=1)])
+
+
+def test_every_chart_has_labelled_axes_and_a_legend_that_hides_nothing(runs):
+    found = experiments([read_run(runs / name) for name in ("upper", "source-0", "source-1", "adversarial")])
+    for name, caption, figure in charts(found):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        assert axes.get_xlabel(), name
+        assert axes.get_ylabel() or name.startswith("per-class"), name
+        assert caption.endswith(".")
+        for box in figure.legends:
+            assert not box.get_window_extent().overlaps(axes.get_window_extent()), name
+        styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.get_lines()}
+        assert len(styles) == len(axes.get_lines()), name
+
+
+def test_errors_are_marked_where_a_labelled_pixel_is_wrong():
+    image = np.full((2, 3, 3), 200, dtype=np.uint8)
+    label = np.array([[0, 1, 255], [2, 2, 2]], dtype=np.uint8)
+    prediction = np.array([[0, 0, 0], [2, 3, 2]], dtype=np.uint8)
+    marked = (errors(image, prediction, label) == WRONG).all(axis=2)
+    assert marked.tolist() == [[False, True, False], [False, True, False]]
+
+
+def test_latex_escapes_what_it_would_read():
+    text = latex(r"100% & under_score #1 $5 {x} ~ ^ \ ± < > |")
+    check_latex(text)
+    strange = Table("t", "a_b & 5%", ("x_1", "y|z"), [["50%", [1.0, 2.0]], ["a&b", []]], ("n_1",))
+    check_latex(strange.latex())
+    assert "1.5 ± 0.7" in strange.markdown()
+    assert "y\\|z" in strange.markdown() or "y|z" in strange.markdown()
+
+
+# What runs keep for it
+
+
+def test_a_run_keeps_its_confusion_and_metrics_does_not(runs):
+    result = json.loads((runs / "source-0/result.json").read_text())
+    matrix = np.array(result["confusion"])
+    assert np.trace(matrix) / matrix.sum() == pytest.approx(result["accuracy"])
+    union = matrix[10].sum() + matrix[:, 10].sum() - matrix[10, 10]
+    assert matrix[10, 10] / union == pytest.approx(result["iou"]["sky"])
+    assert "confusion" not in (runs / "source-0/metrics.jsonl").read_text()
+    record = json.loads((runs / "adabn.json").read_text())["evaluations"][0]
+    assert np.array(record["confusion"]).sum() == matrix.sum()
+
+
+def test_tensorboard_has_the_arguments_and_stays_small(runs):
+    events = EventAccumulator(str(runs / "adversarial/tensorboard")).Reload()
+    content = events.PluginTagToContent("hparams")
+    start = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["lambda_adv"].number_value == 0.001
+    described = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert {metric.name.tag for metric in described.metric_infos} <= {*events.Tags()["scalars"]}
+    assert [step for step in range(90, 131) if dense(step)] == [*range(90, 101), 110, 120, 130]
+    assert sum(pictured(epoch, 50) for epoch in range(1, 51)) <= 20
+    assert all(pictured(epoch, 7) for epoch in range(1, 8))
+    assert pictured(50, 50)
+    assert WIDTH <= 256
+
+
+def test_help_of_every_script_has_groups_and_an_example(script):
+    root = Path(__file__).resolve().parent.parent
+    for path in sorted(
+        [*root.glob("train_*.py"), *(root / f"{name}.py" for name in ("eval", "predict", "report", "measure_flops"))]
+    ):
+        done = script(path.stem, "--help")
+        assert done.status == 0
+        assert f"python {path.name} " in done.out, path.name
+        groups = [line for line in done.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert len(groups) >= 3, (path.name, groups)
+
+
+def test_every_recipe_is_a_command_that_its_script_takes(script, monkeypatch, tmp_path):
+    text = (Path(__file__).resolve().parent.parent / "docs/recipes.md").read_text()
+    commands = [line for line in re.findall(r"`python ([^`]*)`", text) if "--cityscapes" in line]
+    assert len(commands) == 12
+    more = [line.replace("`", "") for line in re.findall(r"`(--[^`]*)`", text) if "--run-dir runs" in line]
+    source = next(line for line in commands if line.startswith("train_gta5"))
+    adversarial = next(line for line in commands if line.startswith("train_adversarial"))
+    commands += [f"{adversarial if 'discriminator' in line or 'bn-' in line else source} {line}" for line in more]
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        name, *arguments = command.replace("-S", "-0").replace("--seed S", "--seed 0").split()
+        message = one_line_error(script(name.removesuffix(".py"), *arguments))
+        assert re.search(r"--(gta5 G|cityscapes C)", message), (command, message)

@@ -1,0 +1,56 @@
+"""What TensorBoard shows of every run, under the same names, and how much of it.
+
+    train/LOSS, train/gradient, train/rate       every step of the first hundred, then every tenth
+    speed/images_per_second, speed/share_waiting_for_data      every tenth step
+    SET/accuracy, miou, mean_class_accuracy, entropy       every evaluation; the sets are target, source, ...
+    target/INDEX, METHOD/...                     pictures, always the same ones, at twenty moments of the run
+    HPARAMS                                      the arguments, beside the last figures on the target
+
+A few megabytes a run: pictures are what takes room, so they are narrow and few.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+DENSE_STEPS, STRIDE = 100, 10
+MOMENTS = 20
+WIDTH = 256
+"""Of one picture, in pixels, at most."""
+
+FIGURES = ("target/miou", "target/accuracy", "target/entropy", "source/miou")
+
+
+def dense(step: int) -> bool:
+    """Whether a loss of this step is logged; a function of the step alone, so that resumed runs log the same."""
+    return step <= DENSE_STEPS or step % STRIDE == 0
+
+
+def pictured(number: int, of: int) -> bool:
+    """Whether this epoch or evaluation, of so many, is one of the moments at which pictures are logged."""
+    return number == of or number % math.ceil(of / MOMENTS) == 0
+
+
+def narrow(image: Tensor) -> Tensor:
+    """float [3, H, W] -> the same, at most `WIDTH` wide."""
+    height, width = image.shape[-2:]
+    if width <= WIDTH:
+        return image
+    size = (max(1, height * WIDTH // width), WIDTH)
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+def log_arguments(board: SummaryWriter, arguments: dict[str, Any]) -> None:
+    """The run's arguments for TensorBoard's HPARAMS page, which reads the figures off the scalars of those names."""
+    simple = (bool, int, float, str)
+    plain = {key: value if isinstance(value, simple) else str(value) for key, value in arguments.items()}
+    experiment, session, _ = hparams(plain, dict.fromkeys(FIGURES, 0.0))
+    writer = board._get_file_writer()
+    writer.add_summary(experiment)
+    writer.add_summary(session)

@@ -1,0 +1,57 @@
+"""Figures that others published for these experiments; a report shows them beside its own, in columns of their own.
+
+They were obtained on real GTA5 and Cityscapes (1024x512, 1280x720, 50 epochs). None is a result of this project.
+Sources: the assignment sheet, the student report, and the papers named in each entry.
+"""
+
+from __future__ import annotations
+
+from datasets.labels import CLASS_NAMES
+
+NOTE = (
+    "Published: measured by others on real GTA5 and Cityscapes at 1024x512 over 50 epochs, with other code; a "
+    "reference, not a result of these runs."
+)
+
+UPPER_BOUND = {  # network, backbone -> (by whom, accuracy, mIoU)
+    ("bisenet", "resnet18"): (("assignment sheet, ResNet-18/101", "71.5", "45.6"), ("student report", "", "41.8")),
+    ("bisenet", "resnet101"): (("assignment sheet, ResNet-18/101", "71.5", "45.6"),),
+    ("deeplabv2", "resnet101"): (("student report", "", "36.8"),),
+}
+COSTS = {  # as in measure_flops.py -> parameters, count, latency
+    "bisenet resnet18": ("12.582 M (with the unused ImageNet classifier)", "25.78 G (fvcore's)", "16 (unsynchronised)"),
+    "bisenet resnet101": ("", "", ""),
+    "deeplabv2 resnet101": ("43.901 M", "0.375 T (fvcore's)", "243 (unsynchronised)"),
+    "discriminator standard": ("2.781 M", "30.89e9 (2 x MACs, with upsampling)", ""),
+    "discriminator depthwise": ("189.424 K", "21.47e8 (2 x MACs, with upsampling)", ""),
+}
+AUGMENTATION = {(): "20.8", ("jitter",): "22.8", ("blur",): "16.6", ("jitter", "blur"): "24.2"}
+"""mIoU of BiSeNet trained on GTA5, student report."""
+
+ADVERSARIAL = {
+    "standard": (("assignment sheet", "66.8", "28.8"), ("student report", "", "23.9")),
+    "depthwise": (("assignment sheet", "70.6", "30.7"),),
+}
+
+_PER_CLASS = {
+    (): "68.0 8.4 67.2 4.1 8.7 7.4 5.2 2.3 72.3 7.4 66.0 23.8 0.0 40.2 9.4 3.6 1.2 0.6 0.0",
+    ("jitter",): "72.9 4.8 71.2 4.6 14.7 4.5 0.9 1.5 69.7 16.0 78.9 26.9 0.4 45.1 20.0 0.5 0.0 0.0 0.0",
+    ("blur",): "69.3 0.1 51.2 9.3 4.3 2.1 0.6 0.6 64.6 7.0 55.3 12.6 0.0 35.5 2.0 0.2 0.0 0.9 0.0",
+    ("jitter", "blur"): "78.2 5.6 74.0 13.6 15.1 3.3 3.8 0.6 75.6 17.2 79.3 18.7 6.1e-5 57.1 13.6 1.6 0.1 2.0 0.0",
+    "adversarial": "79.3 19.4 70.7 17.4 8.7 2.7 0.3 1.2 69.8 20.2 70.7 10.1 0.0 60.0 16.6 2.1 5.4 0.0 0.0",
+}
+PER_CLASS = {kind: dict(zip(CLASS_NAMES, row.split(), strict=True)) for kind, row in _PER_CLASS.items()}
+"""IoU (%) per class, student report."""
+
+METHODS = {
+    "upper bound": "45.6 (sheet); 41.8 (student report)",
+    "source only": "20.8 (student report); 24.2 with jitter and blur",
+    "adversarial, standard": "28.8 (sheet); 23.9 (student report)",
+    "adversarial, depthwise": "30.7 (sheet)",
+    "AdvEnt, standard": "43.8 (DeepLabV2, ADVENT)",
+    "MinEnt": "42.3 (DeepLabV2, ADVENT)",
+    "adversarial, standard + level multi": "42.35 (DeepLabV2, AdaptSegNet)",
+    "FDA, beta 0.01": "50.45 (DeepLabV2; three bands and pseudo-labels)",
+    "DACS": "52.1 (DeepLabV2)",
+}
+"""mIoU by method; where a network stands beside it, it is not BiSeNet."""
