@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .pseudo_labels import confidences
+
 DECAY = 0.99
 """Of the average, once it has run long enough (DACS)."""
 
@@ -29,10 +31,14 @@ def follow(teacher: nn.Module, student: nn.Module, step: int) -> None:
 
 
 @torch.no_grad()
+def label(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, H, W] in [0, 1] -> (the network's classes uint8 [B, H, W], their probabilities [B, H, W])."""
+    prediction, confidence = confidences(network(images))
+    return prediction.to(torch.uint8), confidence
+
+
 def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, H, W] in [0, 1] -> (pseudo-labels uint8 [B, H, W], their probabilities [B, H, W]), with the
-    statistics of this batch."""
+    """`label` with the statistics of this batch, which the teacher's running statistics follow."""
     teacher.train()
     teacher.training = False  # the network's own flag alone: batch normalisation trains, auxiliary heads are left out
-    confidence, prediction = teacher(images).float().softmax(dim=1).max(dim=1)
-    return prediction.to(torch.uint8), confidence
+    return label(teacher, images)

@@ -38,8 +38,8 @@ from datasets import SegmentationSet
 from datasets.geometry import Geometry
 from datasets.labels import CLASS_NAMES
 from datasets.prepared import prepared
+from datasets.rare_classes import RareClasses
 from datasets.stream import TrainingStream, batches, evaluation_loader, training_loader
-from models.layers import resize
 
 from .appearance import to_float
 from .checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint, start_from, write_atomically, write_json
@@ -47,7 +47,7 @@ from .errors import UserError
 from .evaluation import evaluate, predict
 from .interruption import Interruption, Stop, worker_signals
 from .lock import DirectoryLock
-from .pictures import panel
+from .pictures import panel, row
 from .provenance import commit, device_name, fingerprint, versions
 from .tables import percent, result_tables
 
@@ -78,10 +78,11 @@ FREE = {
     "cityscapes_list",
     "gta5_mapping",
     "labeller",
+    "teacher_checkpoint",
     "pseudo_labels",
 }
 """Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
-and a labeller's content)."""
+and a labeller's or teacher's content)."""
 
 
 class Run:
@@ -283,12 +284,12 @@ class Run:
 
     # Steps
 
-    def stream(self, data: SegmentationSet, geometry: Geometry) -> Iterator[Any]:
+    def stream(self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None) -> Iterator[Any]:
         """Batches of a training set from the run's present step to its last, as `datasets.stream` draws them."""
         batch, number = self.args.batch_size, len(self._streams)
         skip = self.args.on_bad_sample == "skip"
         data = self._prepared(data, with_labels=True, skip=skip)
-        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, skip)
+        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, skip, rare)
         self._streams.append(stream)
 
         def draw() -> Iterator[Any]:
@@ -493,11 +494,10 @@ class Run:
             self.board.add_image(f"target/{index}", shown, self.step, dataformats="HWC")
 
     def show(self, tag: str, images: list[Tensor]) -> None:
-        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; once an epoch, at its first step."""
+        """Pictures float [3, H, W] and labels uint8 [H, W] side by side in TensorBoard; once an epoch, at its first
+        step."""
         if self.step % self.steps_per_epoch == 0:
-            size = images[0].shape[-2:]
-            row = torch.cat([resize(image.detach().float().cpu()[None], size)[0].clamp(0, 1) for image in images], -1)
-            self.board.add_image(tag, row, self.step)
+            self.board.add_image(tag, row(images), self.step)
 
     def finish(self) -> None:
         """Writes result.json and prints the table row: the last checkpoint, and apart from it the oracle."""
