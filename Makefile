@@ -17,7 +17,7 @@ test: .venv/installed
 	$(RUN) -m pytest
 
 # Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
-RUNS := upper-bound source-only adversarial adversarial-depthwise fda
+RUNS := upper-bound source-only adversarial adversarial-depthwise fda dacs
 demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(DEMO)/pictures.json $(DEMO)/costs.md
 	@echo && cat $(DEMO)/costs.md
 	@echo && echo "Pictures, side by side: $(DEMO)/pictures/" && echo
@@ -37,6 +37,9 @@ $(DEMO)/adversarial-depthwise/result.json: | .venv/installed
 
 $(DEMO)/fda/result.json: | .venv/installed
 	$(RUN) train_fda.py --demo --run-dir $(@D) --resume
+
+$(DEMO)/dacs/result.json: | .venv/installed
+	$(RUN) train_dacs.py --demo --run-dir $(@D) --resume
 
 # Counts at the size of the published ones; times at half that side, since DeepLabV2 takes seconds on a CPU.
 $(DEMO)/costs.md: | .venv/installed

@@ -19,7 +19,6 @@ little left to change. The student's figures on the target stand beside it in me
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +44,7 @@ from utils.arguments import (
 from utils.checkpoint import build_from_checkpoint, describe, load_checkpoint, sha256
 from utils.errors import UserError, run_script
 from utils.fda import fda
-from utils.losses import segmentation_loss, weighted_by_pixel
+from utils.losses import cross_entropy, segmentation_loss, weighted_by_pixel
 from utils.masking import masked
 from utils.mean_teacher import follow, label, teach, teacher_of
 from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
@@ -138,15 +137,14 @@ def main() -> None:
                 weights = mix(mask, torch.ones_like(confidence), sure.expand_as(confidence))
                 shown = [images[0], target_images[0], pseudo_labels[0], mixed[0], mixed_labels[0]]
                 run.show("dacs/source-target-labels-mixed-labels", shown)
-                loss_mix = segmentation_loss(
-                    student(mixed), mixed_labels, args.aux_weight, partial(weighted_by_pixel, weights=weights)
-                )
+                # The main output alone: the auxiliary losses are the source's, DACS has none.
+                loss_mix = weighted_by_pixel(student(mixed)[0], mixed_labels, weights)
                 (args.lambda_mix * loss_mix).backward()
                 run.log(loss_mix=loss_mix)
             if args.lambda_mask > 0:
                 hidden = masked(augment(target_images))
                 run.show("mic/target-masked-labels", [target_images[0], hidden[0], pseudo_labels[0]])
-                loss_mask = sure * segmentation_loss(student(hidden), pseudo_labels, args.aux_weight)
+                loss_mask = sure * cross_entropy(student(hidden)[0], pseudo_labels)
                 (args.lambda_mask * loss_mask).backward()
                 run.log(loss_mask=loss_mask)
             optimizer.step()

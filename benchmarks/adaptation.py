@@ -42,6 +42,7 @@ class Cell:
 
 
 SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
+DACS = "train_dacs.py"
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
@@ -63,7 +64,12 @@ ROWS = {
     "LAB": Cell(FDA, ("--translation", "lab")),
     "pseudo-labels after source only": Cell(SELF, needs=(BASELINE,)),
     "pseudo-labels after source only with AdaBN": Cell(SELF, ("--adapt-bn",), needs=(BASELINE,)),
-    "DACS": Cell("train_dacs.py"),
+    "DACS": Cell(DACS),
+    "DACS + rare-class sampling": Cell(DACS, ("--rare-classes",)),
+    "DACS + masked consistency": Cell(DACS, ("--lambda-mask", "1")),
+    "DACS + FDA on the source": Cell(DACS, ("--beta", "0.01")),
+    "DACS + jitter and blur on the source": Cell(DACS, ("--jitter", "--blur")),
+    "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
 CELLS = {}
