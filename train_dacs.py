@@ -12,8 +12,9 @@ onto a target picture, labels likewise; the student learns the source's labels a
     python train_dacs.py --demo                                      street scenes, minutes on a CPU
 
 The moving average is the headline, what is kept and deployed, also where a frozen network of another architecture
-labels in its place: its batch normalisation has the target's statistics, the student's a mixture's, so that AdaBN has
-little left to change. The student's figures on the target stand beside it in metrics.jsonl and on the console.
+labels in its place. Its batch normalisation has the target's statistics, of pictures as they are trained on (scaled
+and cropped; `eval.py --adapt-bn` takes whole ones), the student's a mixture's. The student's figures on the target
+stand beside it in metrics.jsonl and on the console.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def brought_to(target: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, 
     height, width = target.shape[-2:]
     if images.shape[-2:] == target.shape[-2:]:
         return images, labels
-    return resize(images, (height, width)), torch.stack([resize_label(label, (width, height)) for label in labels])
+    return resize(images, (height, width)), torch.stack([resize_label(ids, (width, height)) for ids in labels])
 
 
 if __name__ == "__main__":

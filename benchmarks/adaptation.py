@@ -57,6 +57,7 @@ ROWS = {
     "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
     "adversarial, standard, target statistics": Cell(ADVERSARIAL, ("--bn-statistics", "target")),
     "source only, jitter + blur": Cell(SOURCE_ONLY, ("--jitter", "--blur")),
+    "source only, no random scale": Cell(SOURCE_ONLY, ("--scales", "1")),
     "source only, OHEM": Cell(SOURCE_ONLY, ("--loss", "ohem")),
     "source only, weighted loss": Cell(SOURCE_ONLY, ("--loss", "weighted")),
     **{band: Cell(FDA, ("--beta", band.split()[-1])) for band in BANDS},
@@ -69,6 +70,7 @@ ROWS = {
     "DACS + masked consistency": Cell(DACS, ("--lambda-mask", "1")),
     "DACS + FDA on the source": Cell(DACS, ("--beta", "0.01")),
     "DACS + jitter and blur on the source": Cell(DACS, ("--jitter", "--blur")),
+    "DACS, no random scale": Cell(DACS, ("--scales", "1")),  # as the paper trains
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
