@@ -47,7 +47,7 @@ from utils.errors import UserError, run_script
 from utils.fda import fda
 from utils.losses import cross_entropy, segmentation_loss, weighted_by_pixel
 from utils.masking import masked
-from utils.mean_teacher import follow, label, teach, teacher_of
+from utils.mean_teacher import follow, label, main_output, teach, teacher_of
 from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from utils.run import Run
 
@@ -139,13 +139,13 @@ def main() -> None:
                 shown = [images[0], target_images[0], pseudo_labels[0], mixed[0], mixed_labels[0]]
                 run.show("dacs/source-target-labels-mixed-labels", shown)
                 # The main output alone: the auxiliary losses are the source's, DACS has none.
-                loss_mix = weighted_by_pixel(student(mixed)[0], mixed_labels, weights)
+                loss_mix = weighted_by_pixel(main_output(student, mixed), mixed_labels, weights)
                 (args.lambda_mix * loss_mix).backward()
                 run.log(loss_mix=loss_mix)
             if args.lambda_mask > 0:
                 hidden = masked(augment(target_images))
                 run.show("mic/target-masked-labels", [target_images[0], hidden[0], pseudo_labels[0]])
-                loss_mask = sure * cross_entropy(student(hidden)[0], pseudo_labels)
+                loss_mask = sure * cross_entropy(main_output(student, hidden), pseudo_labels)
                 (args.lambda_mask * loss_mask).backward()
                 run.log(loss_mask=loss_mask)
             optimizer.step()

@@ -78,6 +78,8 @@ def test_draws_depend_on_seed_stream_and_number_alone(game, workers):
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     for other in (drawn(data, rare, seed=1), drawn(data, rare, number=1), drawn(data, None)):
         assert not all(torch.equal(a[0], b[0]) for a, b in zip(whole, other, strict=True))
+    streams = [TrainingStream(data, Geometry(SIZE), *knows, draws=24, rare=rare) for knows in ((0, 0), (1, 0), (0, 1))]
+    assert len({tuple(stream.index(draw) for draw in range(24)) for stream in streams}) == 3
 
 
 def test_a_crop_shows_the_class_that_was_drawn(tmp_path):

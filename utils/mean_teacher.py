@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +32,17 @@ def follow(teacher: nn.Module, student: nn.Module, step: int) -> None:
         mean.mul_(decay).add_(parameter, alpha=1 - decay)
 
 
+def main_output(network: nn.Module, images: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] -> the main logits [B, C, H, W] of a network in training: its batch normalisation
+    trains, its auxiliary heads are left out."""
+    network.training = False  # the network's own flag alone
+    logits = network(images)
+    network.training = True
+    return logits
+
+
 @torch.no_grad()
-def label(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def label(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures [B, 3, H, W] in [0, 1] -> (the network's classes uint8 [B, H, W], their probabilities [B, H, W])."""
     prediction, confidence = confidences(network(images))
     return prediction.to(torch.uint8), confidence
@@ -40,5 +51,4 @@ def label(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """`label` with the statistics of this batch, which the teacher's running statistics follow."""
     teacher.train()
-    teacher.training = False  # the network's own flag alone: batch normalisation trains, auxiliary heads are left out
-    return label(teacher, images)
+    return label(partial(main_output, teacher), images)
