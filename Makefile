@@ -17,7 +17,7 @@ test: .venv/installed
 	$(RUN) -m pytest
 
 # Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
-RUNS := upper-bound source-only adversarial adversarial-depthwise fda
+RUNS := upper-bound source-only adversarial adversarial-depthwise fda dacs
 COSTS := $(DEMO)/counts.json $(DEMO)/times.json
 demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(COSTS)
 	@$(RUN) report.py $(RUNS:%=$(DEMO)/%) $(DEMO)/adabn.json $(COSTS) --out report
@@ -36,6 +36,9 @@ $(DEMO)/adversarial-depthwise/result.json: | .venv/installed
 
 $(DEMO)/fda/result.json: | .venv/installed
 	$(RUN) train_fda.py --demo --run-dir $(@D) --resume
+
+$(DEMO)/dacs/result.json: | .venv/installed
+	$(RUN) train_dacs.py --demo --run-dir $(@D) --resume
 
 # Counts at the size of the published ones; times at half that side, since DeepLabV2 takes seconds on a CPU.
 $(DEMO)/counts.json: | .venv/installed

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 from pathlib import Path
 
 from torch import nn
@@ -40,7 +39,7 @@ from utils.arguments import (
     target_set,
     training_parser,
 )
-from utils.checkpoint import build_from_checkpoint, load_checkpoint
+from utils.checkpoint import build_from_checkpoint, load_checkpoint, sha256
 from utils.distributed import first_then_others
 from utils.ensemble import MeanSoftmax
 from utils.errors import UserError, run_script
@@ -127,7 +126,7 @@ def train(
             pictures, target_pictures = appearance(images), to_float(target_images)
             if args.beta is not None:
                 pictures = fda(pictures, target_pictures, args.beta)
-            run.show("self-training/source-target", [pictures[0], target_pictures[0]])
+            run.show("self-training/source-target-labels", [pictures[0], target_pictures[0], pseudo_labels[0]])
 
             with gradients.autocast(), statistics_kept(model, args.bn_statistics == "target"):
                 loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
@@ -160,14 +159,6 @@ def label(args: argparse.Namespace, networks: list[nn.Module], target: Segmentat
         args.workers,
         run.pause_within,
     )
-
-
-def sha256(path: Path) -> str:
-    """Of the file. Raises `UserError` when it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from None
 
 
 if __name__ == "__main__":

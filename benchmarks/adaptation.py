@@ -43,6 +43,7 @@ class Cell:
 
 
 SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
+DACS = "train_dacs.py"
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
@@ -57,6 +58,7 @@ ROWS = {
     "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
     "adversarial, standard, target statistics": Cell(ADVERSARIAL, ("--bn-statistics", "target")),
     "source only, jitter + blur": Cell(SOURCE_ONLY, ("--jitter", "--blur")),
+    "source only, no random scale": Cell(SOURCE_ONLY, ("--scales", "1")),
     "source only, OHEM": Cell(SOURCE_ONLY, ("--loss", "ohem")),
     "source only, weighted loss": Cell(SOURCE_ONLY, ("--loss", "weighted")),
     **{band: Cell(FDA, ("--beta", band.split()[-1])) for band in BANDS},
@@ -64,7 +66,13 @@ ROWS = {
     "LAB": Cell(FDA, ("--translation", "lab")),
     "pseudo-labels after source only": Cell(SELF, needs=(BASELINE,)),
     "pseudo-labels after source only with AdaBN": Cell(SELF, ("--adapt-bn",), needs=(BASELINE,)),
-    "DACS": Cell("train_dacs.py"),
+    "DACS": Cell(DACS),
+    "DACS + rare-class sampling": Cell(DACS, ("--rare-classes",)),
+    "DACS + masked consistency": Cell(DACS, ("--lambda-mask", "1")),
+    "DACS + FDA on the source": Cell(DACS, ("--beta", "0.01")),
+    "DACS + jitter and blur on the source": Cell(DACS, ("--jitter", "--blur")),
+    "DACS, no random scale": Cell(DACS, ("--scales", "1")),  # as the paper trains
+    "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
 CELLS = {}

@@ -14,31 +14,35 @@ from .segmentation import SegmentationSet
 from .stream import batches
 
 
-def class_frequencies(data: SegmentationSet, workers: int) -> tuple[Tensor, Tensor]:
-    """(labelled pixels of each class, labelled pixels of all pictures that show the class): int64 [19] each.
+def class_counts(data: SegmentationSet, workers: int, skip: bool = False) -> Tensor:
+    """Pixels of each class in each picture, last the pixels without a label: int64 [N, 20].
 
-    Every label file is read once, at its own size. Raises `UserError` for a label that cannot be read.
+    Every label file is read once, at its own size. Raises `UserError` for a label that cannot be read; with `skip` its
+    row is 0.
     """
-    loader = DataLoader(_Counts(data), batch_size=None, num_workers=workers)
+    loader = DataLoader(_Counts(data, skip), batch_size=None, num_workers=workers)
     shown = tqdm(batches(loader), total=len(data), desc=f"class frequencies of {data.name}", disable=None, leave=False)
-    pixels = torch.zeros(len(CLASS_NAMES), dtype=torch.int64)
-    where_present = torch.zeros_like(pixels)
-    for counts in shown:
-        pixels += counts
-        where_present += (counts > 0) * counts.sum()
-    return pixels, where_present
+    return torch.stack(list(shown))
+
+
+def class_frequencies(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """What `class_counts` gave -> (labelled pixels of each class, labelled pixels of all pictures that show the class):
+    int64 [19] each."""
+    labelled = counts[:, :-1]
+    return labelled.sum(0), ((labelled > 0) * labelled.sum(1, keepdim=True)).sum(0)
 
 
 class _Counts(Dataset):
-    def __init__(self, data: SegmentationSet) -> None:
-        self.data = data
+    def __init__(self, data: SegmentationSet, skip: bool) -> None:
+        self.data, self.skip = data, skip
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Tensor | UserError:
+        classes = len(CLASS_NAMES)
         try:
             label = self.data.label(index)
         except UserError as error:
-            return error
-        return torch.bincount(label.flatten().long(), minlength=256)[: len(CLASS_NAMES)]
+            return torch.zeros(classes + 1, dtype=torch.int64) if self.skip else error
+        return torch.bincount(label.flatten().long().clamp(max=classes), minlength=classes + 1)

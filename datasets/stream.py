@@ -1,9 +1,10 @@
 """The order in which training sees pictures, and the loaders.
 
 A training stream is one long list of draws: draw k is picture `order[k % n]` of pass `k // n`, moved by a random
-generator that knows only (seed, stream, k). Nothing depends on the number of workers or on what was drawn before,
-so a run that stops after any step goes on exactly where it was, and no picture is lost or doubled where one pass
-ends and the next begins.
+generator that knows only (seed, stream, k). With rare-class sampling there are no passes, and another generator that
+knows no more draws the picture. Nothing depends on the number of workers or on what was drawn before, so a run that
+stops after any step goes on exactly where it was, and no picture is lost or doubled where one pass ends and the next
+begins.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.errors import UserError
 
 from .geometry import Geometry
+from .rare_classes import TRIES, RareClasses
 from .segmentation import SegmentationSet
 
 EVALUATION_BATCH = 4
@@ -36,25 +38,38 @@ class TrainingStream(Dataset):
     """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone.
 
     With `skip` a picture that cannot be read is replaced by the next one of the set that can, the same one every time.
+    `rare` draws the pictures of a labelled set by their classes.
     """
 
     def __init__(
-        self, data: SegmentationSet, geometry: Geometry, seed: int, stream: int, draws: int, skip: bool = False
+        self,
+        data: SegmentationSet,
+        geometry: Geometry,
+        seed: int,
+        stream: int,
+        draws: int,
+        skip: bool = False,
+        rare: RareClasses | None = None,
     ) -> None:
         self.data, self.geometry, self.seed, self.stream, self.draws = data, geometry, seed, stream, draws
         self._pass: tuple[int, np.ndarray] | None = None
-        self.skip = skip
+        self.skip, self.rare = skip, rare
 
     def __len__(self) -> int:
         return self.draws
 
     def index(self, draw: int) -> int:
         """The picture that this draw takes; every pass is a new permutation."""
+        if self.rare is not None:
+            return self._class_and_picture(draw)[1]
         number, position = divmod(draw, len(self.data))
         if self._pass is None or self._pass[0] != number:
             order = np.random.default_rng((self.seed, self.stream, 0, number)).permutation(len(self.data))
             self._pass = (number, order)
         return int(self._pass[1][position])
+
+    def _class_and_picture(self, draw: int) -> tuple[int, int]:
+        return self.rare.draw(np.random.default_rng((self.seed, self.stream, 2, draw)))
 
     def __getitem__(self, draw: int) -> tuple[Tensor, Tensor] | Tensor | Replaced | UserError:
         index, problems = self.index(draw), {}
@@ -68,9 +83,17 @@ class TrainingStream(Dataset):
                     return error
                 index = (index + 1) % len(self.data)
         rng = np.random.default_rng((self.seed, self.stream, 1, draw))
-        image, label = self.geometry(image, label, rng)
-        item = image if label is None else (image, label)
+        item = self._moved(image, label, draw, rng)
         return Replaced(item, problems) if problems else item
+
+    def _moved(self, image: Tensor, label: Tensor | None, draw: int, rng: np.random.Generator) -> Any:
+        """Through the geometry; with rare-class sampling until the drawn class is in the crop, a few times at most."""
+        moved = self.geometry(image, label, rng)
+        if self.rare is not None:
+            chosen, tries = self._class_and_picture(draw)[0], 1
+            while tries < TRIES and not self.rare.shows(moved[1], chosen):
+                moved, tries = self.geometry(image, label, rng), tries + 1
+        return moved[0] if label is None else moved
 
 
 class Share(Sampler[int]):

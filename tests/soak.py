@@ -33,6 +33,7 @@ def commands(game: Path, city: Path, labeller: Path) -> dict[str, list[str]]:
     """What each script is called with, less --run-dir."""
     common = [*SMALL, "--workers", 1, "--epochs", 4, "--checkpoint-minutes", 0, "--cityscapes", city]
     both = [*common, *SOURCE, "--gta5", game]
+    extensions = ["--rare-classes", "--lambda-mask", 1, "--beta", 0.05]
     return {
         name: [str(part) for part in [f"{name}.py", *flags]]
         for name, flags in {
@@ -41,7 +42,7 @@ def commands(game: Path, city: Path, labeller: Path) -> dict[str, list[str]]:
             "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
             "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
             "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66, "--rounds", 2],
-            "train_dacs": both,
+            "train_dacs": [*both, *extensions, "--teacher-checkpoint", labeller],
         }.items()
     }
 

@@ -5,14 +5,19 @@ import json
 
 import pytest
 import torch
-from conftest import SMALL, SOURCE, assert_resumes_exactly, same, source_only
+from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, same, source_only
 from torch import nn
 
+import train_dacs
+from datasets.geometry import PADDING
+from datasets.labels import PALETTE
 from models import build_segmenter
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.losses import cross_entropy, weighted_by_pixel
-from utils.mean_teacher import follow, teach, teacher_of
+from utils.masking import block_mask, block_side, masked
+from utils.mean_teacher import follow, label, teach, teacher_of
 from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
+from utils.pictures import row
 
 
 def test_the_mask_takes_half_of_the_classes_rounded_up_and_never_ignore():
@@ -122,6 +127,40 @@ def test_the_teacher_labels_with_the_statistics_of_its_batch_and_keeps_the_targe
     for (name, value), expected in zip(teacher.state_dict().items(), reference.state_dict().values(), strict=True):
         assert torch.allclose(value.float(), expected.float(), atol=1e-6), name
     assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not confidence.requires_grad
+    before = copy.deepcopy(teacher.state_dict())
+    label(teacher.eval(), images)
+    assert same(before, teacher.state_dict())  # a frozen network's statistics stay
+
+
+def test_masked_blocks_are_blocks_and_seven_in_ten_are_hidden():
+    torch.manual_seed(6)
+    assert [block_side(*size) for size in ((512, 1024), (256, 512), (176, 240), (1, 1))] == [64, 32, 18, 1]
+    hidden = block_mask(40, 512, 1024)
+    blocks = hidden.view(40, 8, 64, 16, 64)
+    assert torch.equal(blocks.amin((2, 4)), blocks.amax((2, 4)))  # each is hidden whole, or not at all
+    assert blocks.amax((2, 4)).float().mean().item() == pytest.approx(0.7, abs=0.02)  # of 5120
+    assert len({tuple(picture.flatten().tolist()) for picture in blocks.amax((2, 4))}) == 40
+    cut = block_mask(2, 103, 135)  # the last blocks are cut at the edge
+    side = block_side(103, 135)
+    assert cut.shape == (2, 103, 135)
+    for y, x in ((0, 0), (103 // side * side, 135 // side * side)):
+        assert len(cut[0, y : y + side, x : x + side].unique()) == 1
+    torch.manual_seed(7)
+    images = torch.rand(3, 3, 100, 130)
+    out = masked(images)
+    gone = (out == torch.tensor(PADDING).view(1, 3, 1, 1) / 255).all(1)
+    assert 0.4 < gone.float().mean() < 0.95
+    assert torch.equal(out.permute(0, 2, 3, 1)[~gone], images.permute(0, 2, 3, 1)[~gone])
+
+
+def test_pictures_and_labels_stand_side_by_side():
+    image, ids = torch.rand(3, 4, 6), torch.tensor([[0, 1], [255, 18]], dtype=torch.uint8)
+    shown = row([image, ids])
+    assert shown.shape == (3, 4, 12)
+    assert torch.allclose(shown[:, :, :6], image)
+    assert torch.equal((shown[:, 0, 9] * 255).round().byte(), torch.from_numpy(PALETTE[1]).byte())
+    assert not shown[:, 3, 6].any()  # no label: black
 
 
 def test_strong_augmentation_is_per_picture_and_stays_a_picture():
@@ -141,18 +180,25 @@ def dacs(game, city, run_dir, *more):
             *more)  # fmt: skip
 
 
-def test_dacs_resumes_exactly_with_sets_of_different_size(script, game, city, tmp_path, monkeypatch):
-    for label in (city / "gtFine/train").rglob("*.png"):
-        label.write_bytes(b"")  # the target's train labels are never opened
-    straight = assert_resumes_exactly(
-        script, monkeypatch, tmp_path, lambda run_dir, *more: dacs(game, city, run_dir, "--size", "64x32", *more)
-    )
+EVERYTHING = ("--rare-classes", "--lambda-mask", 1, "--beta", 0.05, "--jitter", "--teacher-checkpoint")
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["dacs", "everything"])
+def test_dacs_resumes_exactly_with_sets_of_different_size(script, game, city, tmp_path, trained, monkeypatch, extended):
+    for file in (city / "gtFine/train").rglob("*.png"):
+        file.write_bytes(b"")  # the target's train labels are never opened
+
+    def command(run_dir, *more):
+        return dacs(game, city, run_dir, "--size", "64x32", *((*EVERYTHING, trained) if extended else ()), *more)
+
+    straight = assert_resumes_exactly(script, monkeypatch, tmp_path, command)
     assert set(straight["training"]) == {"student", "optimizer", "schedule"}
     student, teacher = straight["training"]["student"], straight["weights"]
     assert not torch.equal(student["classifier.weight"], teacher["classifier.weight"])
     entry = straight["history"][-1]
     assert {"student", "target", "train"} <= entry.keys()
     assert {"loss", "loss_mix", "sure"} <= entry["train"].keys()
+    assert ("loss_mask" in entry["train"]) == extended
     result = json.loads((tmp_path / "straight/result.json").read_text())
     assert result["miou"] == entry["target"]["miou"]  # the teacher is the headline
     assert script("eval", tmp_path / "straight/checkpoint_last.pt", "--workers", 0, "--device", "cpu").status == 0
@@ -166,3 +212,107 @@ def test_weight_zero_trains_the_student_as_source_only_does(script, game, city, 
     assert same(plain["weights"], zero["training"]["student"])
     assert same(plain["training"]["optimizer"], zero["training"]["optimizer"])
     assert not same(plain["training"]["optimizer"], one["training"]["optimizer"])
+
+
+def test_the_style_is_that_of_train_fda(script, game, city, tmp_path):
+    flags = ("--beta", 0.05, "--max-steps", 2)
+    fda = ("train_fda", *source_only(game, city, tmp_path / "fda", *flags, "--lambda-entropy", 0)[1:])
+    assert script(*fda).status == 0
+    assert script(*dacs(game, city, tmp_path / "dacs", *flags, "--lambda-mix", 0)).status == 0
+    styled, zero = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("fda", "dacs"))
+    assert same(styled["weights"], zero["training"]["student"])
+
+
+def test_masked_pictures_alone_teach_what_the_teacher_says(script, game, city, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_dacs, "masked", lambda images: seen.append(images) or masked(images))
+    flags = ("--lambda-mix", 0, "--max-steps", 2)
+    for weight in (0, 1):
+        assert script(*dacs(game, city, tmp_path / str(weight), *flags, "--lambda-mask", weight)).status == 0
+    assert len(seen) == 2
+    without, with_it = (load_checkpoint(tmp_path / n / "checkpoint_last.pt") for n in ("0", "1"))
+    assert "loss_mask" not in without["history"][-1]["train"]
+    assert with_it["history"][-1]["train"]["loss_mask"] >= 0
+    assert not same(without["training"]["student"], with_it["training"]["student"])
+
+
+def arguments(run_dir):
+    return json.loads((run_dir / "config.json").read_text())["arguments"]
+
+
+def test_a_recipe_is_a_set_of_defaults(script, game, city, tmp_path):
+    assert script(*dacs(game, city, tmp_path / "best", "--recipe", "best", "--max-steps", 1)).status == 0
+    best = train_dacs.RECIPES["best"]
+    assert best.items() <= arguments(tmp_path / "best").items()
+    flags = ("--recipe", "best", "--lambda-mask", 0.5, "--no-rare-classes", "--beta", 0.09, "--max-steps", 1)
+    assert script(*dacs(game, city, tmp_path / "mine", *flags)).status == 0
+    mine = {"lambda_mask": 0.5, "rare_classes": False, "beta": 0.09}
+    assert (best | mine).items() <= arguments(tmp_path / "mine").items()
+
+
+# Distillation
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    """A DeepLabV2 that is sure of class 3 everywhere."""
+    network = build_segmenter("deeplabv2")
+    with torch.no_grad():
+        for parameter in network.classifier.parameters():
+            parameter.zero_()
+            if parameter.ndim == 1:
+                parameter[3] = 50
+    content = {"network": network.options, "weights": network.state_dict(), "config": {}, "step": 0, "epoch": 0}
+    path = tmp_path_factory.mktemp("heavy") / "checkpoint.pt"
+    save_checkpoint(path, content)
+    return path
+
+
+def test_a_frozen_network_of_any_architecture_labels_and_the_small_one_is_kept(
+    script, game, city, tmp_path, heavy, monkeypatch
+):
+    labelled = []
+    monkeypatch.setattr(train_dacs, "label", lambda *given: labelled.append(label(*given)) or labelled[-1])
+    done = script(*dacs(game, city, tmp_path / "run", "--teacher-checkpoint", heavy, "--max-steps", 2))
+    assert done.status == 0, done.err
+    assert len(labelled) == 2
+    assert all((found == 3).all() for found, _ in labelled)
+    run = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
+    assert run["network"]["name"] == "bisenet"
+    assert run["history"][-1]["train"]["sure"] == 1
+    used = arguments(tmp_path / "run")
+    assert (used["teacher"], len(used["teacher_sha256"])) == ("frozen", 64)
+    assert script("eval", tmp_path / "run/checkpoint_last.pt", "--workers", 0, "--device", "cpu").status == 0
+
+
+def test_a_teacher_may_move_and_must_be_the_same(script, game, city, tmp_path, trained):
+    def command(teacher, *more):
+        return dacs(game, city, tmp_path / "taught", "--teacher-checkpoint", teacher, "--max-steps", 1, *more)
+
+    assert script(*command(trained)).status == 0
+    elsewhere = tmp_path / "elsewhere.pt"
+    elsewhere.write_bytes(trained.read_bytes())
+    done = script(*command(elsewhere, "--resume"))
+    assert done.status == 0, done.err
+    elsewhere.write_bytes((tmp_path / "taught/checkpoint_last.pt").read_bytes())
+    assert "teacher" in one_line_error(script(*command(elsewhere, "--resume")))
+
+
+def test_a_moving_teacher_and_its_student_start_from_the_checkpoint(script, game, city, tmp_path, trained):
+    flags = ("--max-steps", 2, "--teacher", "moving", "--teacher-checkpoint", trained)
+    assert script(*dacs(game, city, tmp_path / "moving", *flags)).status == 0
+    assert script(*dacs(game, city, tmp_path / "init", "--max-steps", 2, "--init", trained)).status == 0
+    moving, init = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("moving", "init"))
+    assert same(moving["weights"], init["weights"])
+    assert same(moving["training"], init["training"])
+
+
+def test_what_cannot_teach_is_one_line(script, game, city, tmp_path, heavy, trained):
+    def said(*flags):
+        return one_line_error(script(*dacs(game, city, tmp_path / "never", *flags)))
+
+    assert "--teacher-checkpoint FILE" in said("--teacher", "frozen")
+    assert "deeplabv2" in said("--teacher", "moving", "--teacher-checkpoint", heavy)
+    assert "--init" in said("--teacher", "moving", "--teacher-checkpoint", trained, "--init", trained)
+    assert "cannot be read" in said("--teacher-checkpoint", tmp_path / "none.pt")
+    assert not (tmp_path / "never").exists()

@@ -11,7 +11,7 @@ import torch
 from conftest import source_only, train_ids, upper
 
 from datasets import gta5
-from datasets.frequencies import class_frequencies
+from datasets.frequencies import class_counts, class_frequencies
 from utils.arguments import pixel_loss
 from utils.entropy import prediction_entropy
 from utils.losses import cross_entropy, focal, median_frequency_weights, ohem, segmentation_loss
@@ -199,7 +199,7 @@ def test_median_frequency_weights_follow_their_definition():
 
 def test_every_script_takes_a_loss_and_counts_the_training_labels(script, game, city, tmp_path):
     counts = np.stack([np.bincount(train_ids(n).ravel(), minlength=256)[:19] for n in range(6)])
-    pixels, where_present = class_frequencies(gta5(game, (48, 32)), workers=0)
+    pixels, where_present = class_frequencies(class_counts(gta5(game, (48, 32)), workers=0))
     assert pixels.tolist() == counts.sum(0).tolist()
     assert where_present.tolist() == ((counts > 0) * counts.sum(1, keepdims=True)).sum(0).tolist()
     common = ("--max-steps", 1)

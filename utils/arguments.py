@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
 
 import models
 from datasets import SegmentationSet, cityscapes, gta5, street_scenes
 from datasets.check import check
-from datasets.frequencies import class_frequencies
+from datasets.frequencies import class_counts, class_frequencies
 from datasets.geometry import Geometry
 from datasets.gta5 import ENCODINGS
 from datasets.labels import CLASS_NAMES
@@ -295,14 +295,17 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parses sys.argv: what --settings and --demo imply are defaults, so that a flag given beside them wins.
+def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+    """Parses sys.argv: what --settings, --recipe (a script's own named `recipes`) and --demo imply are defaults, so
+    that a flag given beside them wins.
 
     Raises `UserError` for a missing root. With --demo the street scenes are written first, where they are not yet.
     """
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
     implied = SETTINGS[chosen.settings, chosen.model] | {"backbone": BACKBONES[chosen.model]}
+    if recipes:
+        implied |= recipes[chosen.recipe]
     if chosen.demo:
         implied |= DEMO if chosen.model == "bisenet" else {k: v for k, v in DEMO.items() if k != "lr"}
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
@@ -395,11 +398,13 @@ def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
     return distributed.synchronised(model.to(args.device), args.device)
 
 
-def pixel_loss(args: argparse.Namespace, data: SegmentationSet) -> PixelLoss:
-    """What --loss names; `weighted` counts the classes of `data`, the labelled training set, and prints its weights."""
+def pixel_loss(args: argparse.Namespace, data: SegmentationSet, counts: Tensor | None = None) -> PixelLoss:
+    """What --loss names; `weighted` counts the classes of `data`, the labelled training set, where `counts` does not
+    say them (`class_counts`), and prints its weights."""
     if args.loss != "weighted":
         return {"ce": cross_entropy, "ohem": ohem, "focal": focal}[args.loss]
-    weights = median_frequency_weights(*class_frequencies(data, args.workers))
+    counts = class_counts(data, args.workers) if counts is None else counts
+    weights = median_frequency_weights(*class_frequencies(counts))
     shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(CLASS_NAMES, weights.tolist(), strict=True))
     print(f"class weights by median frequency in {data.name}: {shown}")
     return functools.partial(cross_entropy, weight=weights.to(args.device))

@@ -137,6 +137,14 @@ def load_newest(directory: Path) -> dict[str, Any] | None:
     return None
 
 
+def sha256(path: Path) -> str:
+    """Of the file. Raises `UserError` when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+
+
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """The network that a checkpoint holds, with its weights. Raises `UserError` when the two do not fit."""
     options = dict(checkpoint["network"])

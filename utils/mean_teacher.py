@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from .pseudo_labels import confidences
 
 DECAY = 0.99
 """Of the average, once it has run long enough (DACS)."""
@@ -28,11 +32,23 @@ def follow(teacher: nn.Module, student: nn.Module, step: int) -> None:
         mean.mul_(decay).add_(parameter, alpha=1 - decay)
 
 
+def main_output(network: nn.Module, images: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] -> the main logits [B, C, H, W] of a network in training: its batch normalisation
+    trains, its auxiliary heads are left out."""
+    network.training = False  # the network's own flag alone
+    logits = network(images)
+    network.training = True
+    return logits
+
+
 @torch.no_grad()
-def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, H, W] in [0, 1] -> (pseudo-labels uint8 [B, H, W], their probabilities [B, H, W]), with the
-    statistics of this batch."""
-    teacher.train()
-    teacher.training = False  # the network's own flag alone: batch normalisation trains, auxiliary heads are left out
-    confidence, prediction = teacher(images).float().softmax(dim=1).max(dim=1)
+def label(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, H, W] in [0, 1] -> (the network's classes uint8 [B, H, W], their probabilities [B, H, W])."""
+    prediction, confidence = confidences(network(images))
     return prediction.to(torch.uint8), confidence
+
+
+def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`label` with the statistics of this batch, which the teacher's running statistics follow."""
+    teacher.train()
+    return label(partial(main_output, teacher), images)

@@ -15,6 +15,8 @@ PLAIN = {
     "lr_d": 1e-4,
     "bn_statistics": "both",
     "rounds": 1,
+    "precision": "fp32",
+    "accumulate": 1,
     "init": None,
 }
 """What a method's name does not say: the values in which it is as published."""
@@ -42,7 +44,7 @@ def method_name(settings: dict[str, Any]) -> str:
         "train_adversarial": _adversarial,
         "train_fda": lambda s: "LAB" if s["beta"] is None else f"FDA, beta {s['beta']:g}",
         "train_pseudo_labels": _pseudo_labels,
-        "train_dacs": lambda s: "DACS",
+        "train_dacs": _dacs,
     }.get(settings["script"], lambda s: s["script"])(settings)
     looks = [word for word in ("jitter", "blur") if settings.get(word)]
     others = [f"{key} {in_short(settings[key])}" for key, plain in PLAIN.items() if settings.get(key, plain) != plain]
@@ -60,3 +62,12 @@ def _pseudo_labels(settings: dict[str, Any]) -> str:
     words = "pseudo-labels" + (" by AdaBN" if settings["adapt_bn"] else "")
     words += f", percentile {settings['percentile']:g}" if settings["percentile"] != 50 else ""
     return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
+
+
+def _dacs(settings: dict[str, Any]) -> str:
+    words = ["DACS"]
+    words += ["rare-class sampling"] if settings["rare_classes"] else []
+    words += ["MIC"] if settings["lambda_mask"] > 0 else []
+    words += [f"FDA beta {settings['beta']:g}"] if settings["beta"] is not None else []
+    words += [f"{settings['teacher']} teacher"] if settings["teacher_checkpoint"] is not None else []
+    return " + ".join(words)

@@ -53,5 +53,5 @@ class StrongAugmentation:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [0, 1] -> the same."""
-        return torch.stack([self.transform(image) for image in images])
+        """Float [B, 3, H, W], clipped to [0, 1] -> the same shape in [0, 1]."""
+        return torch.stack([self.transform(image) for image in images.clamp(0, 1)])

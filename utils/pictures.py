@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets.geometry import resize_label
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE, colourise
+from models.layers import resize
 
 TITLE_HEIGHT = 18
 WRONG = (240, 228, 66)
@@ -25,6 +27,20 @@ def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]]) -> np.ndarray:
     parts = [("picture", image.permute(1, 2, 0).cpu().numpy())]
     parts += [(title, colourise(resize_label(ids.cpu(), (width, height)).numpy())) for title, ids in titled]
     return np.concatenate([under_title(title, pixels) for title, pixels in parts], axis=1)
+
+
+def row(images: Sequence[Tensor]) -> Tensor:
+    """Pictures float [3, h, w], clipped to [0, 1], and train-id maps uint8 [h, w], coloured, side by side at the first
+    one's size -> float [3, H, W * n]."""
+    height, width = images[0].shape[-2:]
+    parts = []
+    for image in (image.detach().cpu() for image in images):
+        if image.ndim == 2:
+            colours = torch.from_numpy(colourise(resize_label(image, (width, height)).numpy()))
+            parts.append(colours.permute(2, 0, 1).float() / 255)
+        else:
+            parts.append(resize(image.float()[None], (height, width))[0].clamp(0, 1))
+    return torch.cat(parts, dim=-1)
 
 
 def under_title(title: str, pixels: np.ndarray, height: int = TITLE_HEIGHT) -> np.ndarray:

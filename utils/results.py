@@ -35,6 +35,8 @@ BESIDE = {
     "max_bad_share",
     "labeller",
     "labeller_sha256",
+    "recipe",
+    "teacher_sha256",
     "pseudo_labels",
 }
 """Arguments in which the runs of one experiment may differ."""

@@ -38,8 +38,8 @@ from datasets import SegmentationSet
 from datasets.geometry import Geometry
 from datasets.labels import CLASS_NAMES
 from datasets.prepared import prepared
+from datasets.rare_classes import RareClasses
 from datasets.stream import Share, TrainingStream, batches, evaluation_loader, training_loader
-from models.layers import resize
 
 from .appearance import to_float
 from .board import dense, log_arguments, narrow, pictured
@@ -52,7 +52,7 @@ from .interruption import Interruption, Stop, worker_signals
 from .lock import DirectoryLock
 from .model_card import NAME as MODEL_CARD
 from .model_card import model_card
-from .pictures import panel
+from .pictures import panel, row
 from .provenance import commit, device_name, fingerprint, versions
 from .scalars import Scalars
 from .tables import percent, result_tables
@@ -85,10 +85,11 @@ FREE = {
     "cityscapes_list",
     "gta5_mapping",
     "labeller",
+    "teacher_checkpoint",
     "pseudo_labels",
 }
 """Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
-and a labeller's content)."""
+and a labeller's or teacher's content)."""
 
 
 class Run:
@@ -307,13 +308,13 @@ class Run:
 
     # Steps
 
-    def stream(self, data: SegmentationSet, geometry: Geometry) -> Iterator[Any]:
+    def stream(self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None) -> Iterator[Any]:
         """Batches of a training set from the run's present step to its last, as `datasets.stream` draws them: of each
         this rank's share, in --accumulate parts."""
         batch, number = self.args.batch_size, len(self._streams)
         skip = self.args.on_bad_sample == "skip"
         data = self._prepared(data, with_labels=True, skip=skip)
-        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, skip)
+        stream = TrainingStream(data, geometry, self.args.seed, number, self.total_steps * batch, skip, rare)
         self._streams.append(stream)
 
         def draw() -> Iterator[Any]:
@@ -563,11 +564,10 @@ class Run:
         return pictured(math.ceil(self.epoch / every), math.ceil(epochs / every))
 
     def show(self, tag: str, images: list[Tensor]) -> None:
-        """Pictures float [3, H, W] side by side in TensorBoard, clipped to [0, 1]; at an epoch's first step."""
+        """Pictures float [3, H, W] and labels uint8 [H, W] side by side in TensorBoard; at an epoch's first step."""
         if self.step % self.steps_per_epoch == 0 and self._pictured():
-            shown = [narrow(image.detach().float()).cpu() for image in images]
-            row = torch.cat([resize(image[None], shown[0].shape[-2:])[0].clamp(0, 1) for image in shown], -1)
-            self.board.add_image(tag, row, self.step)
+            shown = [narrow(image.detach().float()) if image.ndim == 3 else image for image in images]
+            self.board.add_image(tag, row(shown), self.step)
 
     def finish(self) -> None:
         """Writes result.json and prints the table row: the last checkpoint, and apart from it the oracle."""

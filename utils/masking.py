@@ -1,0 +1,39 @@
+"""Masked image consistency (MIC: Hoyer et al., CVPR 2023): square blocks of target pictures are hidden from the
+student, who has to say there, from the context, what the teacher says of the whole picture."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from datasets.geometry import PADDING
+
+RATIO = 0.7
+"""Probability of each block to be hidden (MIC, section 4.1)."""
+
+BLOCK = 64, 1024 * 512
+"""Side of a block, and pixels of the pictures for which it is meant."""
+
+
+def block_side(height: int, width: int) -> int:
+    """64 at 1024x512; at other sizes a block is the same share of the picture."""
+    side, pixels = BLOCK
+    return max(1, round(side * math.sqrt(height * width / pixels)))
+
+
+def block_mask(batch: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """bool [B, H, W], true where a picture is hidden: blocks from the upper left corner on, each drawn on its own (MIC,
+    equation 4). Draws from torch's generator on the CPU; waits for no device."""
+    side = block_side(height, width)
+    blocks = torch.rand(batch, math.ceil(height / side), math.ceil(width / side)) < RATIO
+    whole = blocks.to(device, non_blocking=True).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return whole[:, :height, :width]
+
+
+def masked(images: Tensor) -> Tensor:
+    """Pictures float [B, 3, H, W] in [0, 1] -> the same with blocks in ImageNet's mean colour, near 0 to a network."""
+    hidden = block_mask(len(images), *images.shape[-2:], images.device)[:, None]
+    colour = images.new_tensor(PADDING).view(1, 3, 1, 1) / 255
+    return torch.where(hidden, colour, images)
