@@ -30,6 +30,7 @@ from utils.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
 from utils.appearance import Appearance, to_float
 from utils.arguments import (
     add_statistics_flag,
+    fused,
     geometry,
     number,
     parse,
@@ -114,7 +115,7 @@ def main() -> None:
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)
     discriminators = discriminators_for(model, args)
-    optimizers_d = [Adam(d.parameters(), lr=args.lr_d, betas=(0.9, 0.99)) for d in discriminators]
+    optimizers_d = [Adam(d.parameters(), lr=args.lr_d, betas=(0.9, 0.99), fused=fused(d)) for d in discriminators]
     schedules_d = [poly(optimizer_d, run.total_steps) for optimizer_d in optimizers_d]
     run.restore(
         model,

@@ -1,6 +1,7 @@
 """From a loss to a step: precision, accumulation, the scaler's skips told apart from failures."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import assert_resumes_exactly, one_line_error, same, source_only, 
 from torch import nn
 
 from models import build_segmenter
+from utils.arguments import fused
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.gradients import LEAST_SCALE, Gradients, compiled, default_precision
@@ -113,6 +115,12 @@ def test_the_default_is_native_bf16_or_fp32(monkeypatch):
     for capability, expected in (((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert default_precision(torch.device("cuda")) == expected
+
+
+def test_optimizers_step_in_one_kernel_on_a_gpu_alone():
+    assert fused(nn.Linear(1, 1)) is None
+    on_a_gpu = Namespace(parameters=lambda: iter([Namespace(is_cuda=True)]))
+    assert fused(on_a_gpu) is True
 
 
 @pytest.mark.parametrize("flags", [("--precision", "fp16"), ("--precision", "bf16", "--accumulate", 2)])

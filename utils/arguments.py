@@ -426,7 +426,13 @@ def sgd(model: nn.Module, args: argparse.Namespace) -> SGD:
         ],
         lr=args.lr,
         momentum=0.9,
+        fused=fused(model),
     )
+
+
+def fused(model: nn.Module) -> bool | None:
+    """Whether an optimizer of the model's parameters steps in one kernel: on a GPU; elsewhere torch's own choice."""
+    return True if next(model.parameters()).is_cuda else None
 
 
 def poly(optimizer: torch.optim.Optimizer, total_steps: int) -> PolynomialLR:

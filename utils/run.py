@@ -237,13 +237,13 @@ class Run:
         try:
             self._kept["model"].load_state_dict(checkpoint["weights"])
             for name, part in others.items():
-                asked = [dict(group) for group in part.param_groups] if isinstance(part, Optimizer) else None
+                asked = [dict(group) for group in part.param_groups] if isinstance(part, Optimizer) else []
                 if self._changes and isinstance(part, LRScheduler):
                     continue
                 part.load_state_dict(checkpoint["training"][name])
-                if self._changes and asked:
-                    for group, settings in zip(part.param_groups, asked, strict=True):
-                        group.update({key: value for key, value in settings.items() if key != "params"})
+                for group, settings in zip(part.param_groups if asked else [], asked, strict=True):
+                    taken = settings if self._changes else {"fused": settings["fused"]}  # the device's, not the run's
+                    group.update({key: value for key, value in taken.items() if key != "params"})
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.directory}: its checkpoint does not fit this run ({error})") from None
         self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
