@@ -66,6 +66,27 @@ def test_a_killed_run_ends_as_one_that_was_not(world):
     assert_same_runs(home / "straight", home / "killed")
 
 
+def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, city, tmp_path, monkeypatch):
+    """Its figures are on the board already, the checkpoint is not on the disk."""
+    assert script(*source_only(game, city, tmp_path / "straight", "--eval-every", 1)).status == 0
+    seen = []
+
+    def killed(path, content, *previous):
+        if content.get("closed") == 1 and path.name == "checkpoint_last.pt" and not seen:
+            seen.append(path)
+            raise KeyboardInterrupt
+        return save_checkpoint(path, content, *previous)
+
+    broken = source_only(game, city, tmp_path / "broken", "--eval-every", 1, "--checkpoint-minutes", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run.save_checkpoint", killed)
+        assert script(*broken).status == 130
+    figures = logged(tmp_path / "broken")["target/miou"]
+    assert len(figures) == 1
+    assert script(*broken, "--resume").status == 0
+    assert_same_runs(tmp_path / "straight", tmp_path / "broken")
+
+
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world, number, status):
     home, command = world

@@ -107,6 +107,7 @@ class Run:
         self._kept: dict[str, Any] = {}
         self._scalars = Scalars()
         self._epoch_losses: dict[str, list[float]] = {}
+        self._latest: list[Any] = [0, {}]  # the last step whose scalars are on the board, and they
         self.gradients = Gradients(args.precision, args.accumulate, self.device, self.log)
         self._streams: list[TrainingStream] = []
         self._evaluated: dict[str, SegmentationSet] = {}
@@ -224,8 +225,13 @@ class Run:
         for part in (model, *others.values()) if self.args.compile else ():
             if isinstance(part, nn.Module):
                 compiled(part)
-        purge = self.step + 1 if self._begun else None
+        # Figures of an evaluation that was cut off may be there at this step: they go, with the step's own scalars.
+        cut_off = self._begun and self.closed < self.epoch and self.step == self._end_of_epoch()
+        purge = self.step + (0 if cut_off else 1) if self._begun else None
         self.board = SummaryWriter(self.directory / "tensorboard", purge_step=purge) if rank() == 0 else _NoBoard()
+        if cut_off and self._latest[0] == self.step:
+            for tag, value in self._latest[1].items():
+                self.board.add_scalar(tag, value, self.step)
         self._interruption.listen()
         if rank() == 0:
             log_arguments(self.board, self.config["arguments"])
@@ -249,6 +255,7 @@ class Run:
         self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
         self.history, self.best = checkpoint["history"], checkpoint["best"]
         self._epoch_losses, self._bad = checkpoint["epoch_losses"], checkpoint["bad_samples"]
+        self._latest = checkpoint.get("latest", [0, {}])
         self.confusion = checkpoint.get("confusion", {})  # checkpoints of before had none
         if self.step >= self.total_steps:
             self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
@@ -294,6 +301,7 @@ class Run:
         training = {name: part.state_dict() for name, part in self._kept.items() if name != "model"}
         content |= {"training": training, "history": self.history, "best": self.best}
         content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad, "confusion": self.confusion}
+        content["latest"] = self._latest
         save_checkpoint(self.directory / LAST, content, self.directory / PREVIOUS)
         if self._changes:
             write_json(self.directory / "config.json", self.config)
@@ -380,7 +388,7 @@ class Run:
         not finite. Ends the process, with a checkpoint, when it is to stop.
         """
         first = (self.epoch - 1) * self.steps_per_epoch
-        count = min(first + self.steps_per_epoch, self.total_steps) - self.step
+        count = self._end_of_epoch() - self.step
         if self.step == first:
             self._epoch_losses = {}
         silent = True if rank() > 0 else None
@@ -407,7 +415,7 @@ class Run:
                     bar.set_postfix(shown | speed)
                     self.board.add_scalar("speed/images_per_second", seen / passed, self.step)
                     self.board.add_scalar("speed/share_waiting_for_data", waited / passed, self.step)
-                    self.board.add_scalar("train/rate", self._rate(), self.step)
+                    self._scalar("train/rate", self._rate(), self.step)
 
     def pause(self) -> None:
         """Between two steps, on all ranks at once: is it time for a checkpoint, or to stop?"""
@@ -457,6 +465,18 @@ class Run:
         """Notes scalars of this step; tensors are not read before the next reading."""
         self._scalars.add(self.step + 1, values)
 
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        """To the board; those of the newest step are kept."""
+        self.board.add_scalar(tag, value, step)
+        if step > self._latest[0]:
+            self._latest = [step, {}]
+        if step == self._latest[0]:
+            self._latest[1][tag] = value
+
+    def _end_of_epoch(self) -> int:
+        """The last step of the epoch in progress."""
+        return min(self.epoch * self.steps_per_epoch, self.total_steps)
+
     def _read_losses(self) -> dict[str, float]:
         """On all ranks at once: writes what was logged since the last reading; gives the means. Raises `UserError` at
         what is not finite."""
@@ -464,7 +484,7 @@ class Run:
         for name, read in self._scalars.read().items():
             for step, value in read.items():
                 if dense(step):
-                    self.board.add_scalar(f"train/{name}", value, step)
+                    self._scalar(f"train/{name}", value, step)
                 if not math.isfinite(value):
                     wrong.append((step, name.startswith("gradient"), name, value))  # the loss is named first
             self._epoch_losses.setdefault(name, []).extend(read.values())
