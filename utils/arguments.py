@@ -52,7 +52,7 @@ DEMO = {
     "flip": 0.5,
     "scales": (1.0,),
     "weights": "none",
-    "max_steps": 300,
+    "max_steps": 200,
     "eval_every": 3,
     "source_holdout": 0.15,
 }
