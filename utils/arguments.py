@@ -53,7 +53,7 @@ DEMO = {
     "scales": (1.0,),
     "weights": "none",
     "max_steps": 200,
-    "eval_every": 3,
+    "eval_every": 1,
     "source_holdout": 0.15,
 }
 """Small enough for two CPU cores and a few minutes."""
