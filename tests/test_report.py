@@ -112,13 +112,18 @@ def check_latex(text, folder=None):
     assert bare.count("$") % 2 == 0
     assert "%" not in bare
     assert text.isascii()
-    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
+    tables = re.findall(r"\\begin\{tabular\}\{((?:\w(?:\{[\d.]+em\})?)+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
+    assert len(tables) == text.count(r"\begin{tabular}")
+    for types, body in tables:
+        columns = re.sub(r"\{.*?\}", "", types)
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert lines
         assert all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
     outside = re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", bare, flags=re.DOTALL)
     outside = re.sub(
-        r"\\(input|includegraphics|label|newcommand|fittable|usepackage)(\[[^]]*\])?\{[^}]*\}", "", outside
+        r"\\(input|includegraphics|label|newcommand|newcolumntype|fittable|usepackage)(\[[^]]*\])?\{[^}]*\}",
+        "",
+        outside,
     )
     assert not re.search(r"[&_^]|#(?!1)", outside), re.search(r".*[&_^#].*", outside)
     for file in re.findall(r"\\(?:input|includegraphics\[[^]]*\])\{([^}]*)\}", text):
@@ -167,7 +172,7 @@ def test_report_tex_is_a_papers_skeleton_whose_files_are_there(whole):
     assert len(re.findall(r"\\input\{", text)) == 11
     for part in text.split(r"\clearpage"):
         assert len(re.findall(r"\\input\{|\\begin\{figure\}", part)) < 18  # LaTeX keeps no more floats in mind
-    assert set(re.findall(r"\\usepackage(?:\[.*?\])?\{(\w+)\}", text)) == {"geometry", "booktabs", "graphicx"}
+    assert set(re.findall(r"\\usepackage(?:\[.*?\])?\{(\w+)\}", text)) == {"geometry", "array", "booktabs", "graphicx"}
     assert all(path.read_bytes().startswith(b"%PDF") for path in (whole / "figures").glob("*.pdf"))
 
 

@@ -148,8 +148,11 @@ def _small(pixels: np.ndarray, title: str) -> tuple[bytes, str]:
 
 PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage[a4paper,margin=2.4cm]{geometry}
+\usepackage{array}
 \usepackage{booktabs}
 \usepackage{graphicx}
+\newcolumntype{L}[1]{>{\raggedright\arraybackslash}p{#1}}
+\newcolumntype{R}[1]{>{\raggedleft\arraybackslash}p{#1}}
 \newsavebox{\tablebox}
 \newcommand{\fittable}[1]{\sbox{\tablebox}{#1}%
   \ifdim\wd\tablebox>\linewidth\resizebox{\linewidth}{!}{\usebox{\tablebox}}\else\usebox{\tablebox}\fi}

@@ -63,6 +63,10 @@ def result_tables(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return summary + "\n\n" + markdown(["IoU (%)", *(name for name, _ in named)], rows)
 
 
+PAGE, CELL = 84, 22
+"""Letters in a line of the LaTeX document, and in a cell of a table that is too wide for it."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a report, in every form that it is wanted in. name: of its file; notes: what stands below it."""
@@ -107,14 +111,16 @@ class Table:
         return text.getvalue()
 
     def latex(self) -> str:
-        """A floating table with booktabs' rules; the document's `fittable` scales down what is too wide."""
+        """A floating table with booktabs' rules. One too wide for a page breaks its long cells into lines (column types
+        `L` and `R` of the document); what is too wide still, its `fittable` scales down."""
+        columns, small = self._columns()
         header, *rows = [" & ".join(latex(cell) for cell in row) + r" \\" for row in [self.header, *self.texts()]]
         return "\n".join(
             [
                 r"\begin{table}[htbp]",
                 r"\centering",
                 rf"\caption{{{latex(self.title)}}}\label{{tab:{self.name}}}",
-                rf"\fittable{{\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+                rf"{small}\fittable{{\begin{{tabular}}{{{columns}}}",
                 *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
                 r"\end{tabular}}",
                 "",
@@ -123,6 +129,19 @@ class Table:
                 "",
             ]
         )
+
+    def _columns(self) -> tuple[str, str]:
+        """LaTeX's column types, and what makes a wide table smaller, if it is one."""
+        plain = "l" + "r" * (len(self.header) - 1)
+        columns = list(zip(self.header, *self.texts(), strict=True))
+        if sum(max(map(len, column)) + 2 for column in columns) <= PAGE:
+            return plain, ""
+        types = []
+        for kind, column in zip(plain, columns, strict=True):
+            words = max(len(word) for cell in column for word in cell.split())
+            body = max((len(cell) for cell in column[1:]), default=0)
+            types.append(f"{kind.upper()}{{{max(words, min(body, CELL)) * 0.5:.1f}em}}")  # a letter is half an em
+        return "".join(types), r"\footnotesize\setlength{\tabcolsep}{3pt}"
 
     def html(self) -> str:
         """A figure element: the table in a box that scrolls sideways, notes below."""
