@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,19 @@ from conftest import (
 )
 from PIL import Image
 from soak import ENVIRONMENT, ROOT, commands, finished, killed_and_resumed, start
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import cityscapes
 from datasets.geometry import Geometry
 from datasets.stream import Replaced, TrainingStream
+from models import build_discriminator, build_segmenter
 from utils import checkpoint as checkpoints
+from utils.adversarial import TARGET, vanilla
 from utils.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint
 from utils.errors import UserError
 from utils.interruption import Interruption, Stop
 from utils.lock import STALE_SECONDS, DirectoryLock
+from utils.losses import cross_entropy, focal, ohem, segmentation_loss, weighted_by_pixel
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,61 @@ def world(tmp_path_factory):
     command = commands(game, city, home / "none")["train_adversarial"]
     finished(command, home / "straight")
     return home, command
+
+
+def test_deterministic_is_asked_of_torch_and_changes_nothing_on_a_cpu(script, city, tmp_path):
+    try:
+        assert script(*upper(city, tmp_path / "asked", "--max-steps", 2, "--deterministic")).status == 0
+        assert torch.are_deterministic_algorithms_enabled()
+        assert script(*upper(city, tmp_path / "plain", "--max-steps", 2)).status == 0
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    asked, plain = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("asked", "plain"))
+    assert same(asked["weights"], plain["weights"])
+
+
+def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
+    """The list of `torch.use_deterministic_algorithms`, as far as a network might touch it; bilinear interpolation is
+    on it, and torch itself computes it otherwise then."""
+    refused = ("adaptive_avg_pool", "adaptive_max_pool", "reflection_pad", "grid_sampl", "put_", "histc", "median",
+               "scatter_reduce", "kthvalue")  # fmt: skip
+    seen = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.__name__.split(".")[0]
+            if name.startswith("nll_loss") and name.endswith("forward"):
+                assert args[3] == 0, "a loss that torch reduces itself"
+            assert not any(part in name for part in refused), name
+            seen.append(name)
+            return function(*args, **(kwargs or {}))
+
+    labels = torch.randint(0, 19, (2, 64, 64))
+    criteria = (cross_entropy, partial(cross_entropy, weight=torch.rand(19)), ohem, focal)
+    criteria += (partial(weighted_by_pixel, weights=torch.rand(2, 64, 64)),)
+    for name, several in (("bisenet", criteria), ("deeplabv2", criteria[:1])):
+        model = build_segmenter(name).train()
+        for criterion in several:
+            with Seen():
+                segmentation_loss(model(torch.rand(2, 3, 64, 64)), labels, 1.0, criterion).backward()
+    discriminator = build_discriminator("standard")
+    with Seen():
+        vanilla(discriminator(torch.rand(2, 19, 64, 64)), TARGET).backward()
+    assert seen.count("nll_loss_forward") > 2 * len(criteria)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", commands(Path(), Path(), Path()))
+def test_a_killed_deterministic_run_on_a_gpu_ends_as_one_that_was_not(tmp_path, name):
+    game = write_gta5(tmp_path / "gta5", count=4)
+    city = write_cityscapes(tmp_path / "cityscapes", counts=(("train", 4), ("val", 2)))
+    all_commands = commands(game, city, tmp_path / "labeller/checkpoint_last.pt")
+    finished([*all_commands["train_cityscapes"], "--max-steps", "1"], tmp_path / "labeller")
+    command = [*all_commands[name], "--device", "cuda", "--deterministic"]
+    finished(command, tmp_path / "straight")
+    assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.5) == 1
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):

@@ -246,6 +246,10 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         help="take each batch in N parts, one after the other, for a small GPU: batch normalisation sees a part (1)",
     )  # fmt: skip
     training.add_argument(
+        "--deterministic", action="store_true",
+        help="on a GPU, sums in a fixed order: the same seed gives the same figures, slower (a CPU always does)",
+    )  # fmt: skip
+    training.add_argument(
         "--flip", type=number(0, 1), metavar="P", help="horizontal flip (by --settings; report's: 0.15)"
     )
     training.add_argument(
@@ -316,6 +320,9 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     except ValueError as error:
         raise UserError(str(error)) from None
     args.precision = args.precision or default_precision(args.device)
+    torch.use_deterministic_algorithms(args.deterministic)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use, which refuses without
     parts = distributed.ranks() * args.accumulate
     if args.batch_size % parts:
         raise UserError(

@@ -35,7 +35,7 @@ BINS = 10_000
 
 def confidences(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B, C, H, W] -> (classes int64 [B, H, W], their probabilities float32 [B, H, W])."""
-    confidence, prediction = logits.float().softmax(dim=1).max(dim=1)
+    confidence, prediction = logits.permute(0, 2, 3, 1).float().softmax(dim=-1).max(dim=-1)
     return prediction, confidence
 
 
