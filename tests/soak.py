@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="of each script (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--only", nargs="+", metavar="SCRIPT", help="train_gta5 and the like (all)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +105,8 @@ def main() -> None:
         labeller = home / "labeller"
         all_commands = commands(game, city, labeller / "checkpoint_last.pt")
         finished([*all_commands["train_cityscapes"], "--max-steps", "1"], labeller)
-        for name, command in all_commands.items():
+        for name in args.only or all_commands:
+            command = all_commands[name]
             finished(command, home / f"{name}-straight")
             met = killed_and_resumed(command, home / f"{name}-killed", args.kills, lambda: rng.uniform(0, 4))
             assert_same_runs(home / f"{name}-straight", home / f"{name}-killed")
