@@ -38,7 +38,8 @@ from utils.errors import UserError, run_script
 from utils.fda import fda
 from utils.lab import match_lab
 from utils.losses import segmentation_loss
-from utils.run import Run, refuse_used
+from utils.resumption import refuse_used
+from utils.run import Run
 
 
 def parse_args() -> argparse.Namespace:

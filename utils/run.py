@@ -22,7 +22,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +42,7 @@ from datasets.rare_classes import RareClasses
 from datasets.stream import Share, TrainingStream, batches, evaluation_loader, training_loader
 
 from .appearance import to_float
+from .bad_samples import BadSamples
 from .board import dense, log_arguments, narrow, pictured
 from .checkpoint import BEST, LAST, PREVIOUS, load_newest, save_checkpoint, start_from, write_atomically, write_json
 from .distributed import first_then_others, from_each, from_first, highest, rank, ranks, share_buffers
@@ -54,6 +55,7 @@ from .model_card import NAME as MODEL_CARD
 from .model_card import model_card
 from .pictures import panel, row
 from .provenance import commit, device_name, fingerprint, versions
+from .resumption import changes, move_to, used
 from .scalars import Scalars
 from .tables import percent, result_tables
 
@@ -64,32 +66,6 @@ READ_EVERY = 10
 
 EXAMPLES = 3
 """Target pictures shown in TensorBoard at every evaluation, always the same."""
-
-FREE = {
-    "root",
-    "resume",
-    "allow_changes",
-    "checkpoint_minutes",
-    "stop_after",
-    "on_bad_sample",
-    "max_bad_share",
-    "no_cache",
-    "cache",
-    "run_dir",
-    "workers",
-    "device",
-    "compile",
-    "gta5",
-    "cityscapes",
-    "gta5_list",
-    "cityscapes_list",
-    "gta5_mapping",
-    "labeller",
-    "teacher_checkpoint",
-    "pseudo_labels",
-}
-"""Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
-and a labeller's or teacher's content)."""
 
 
 class Run:
@@ -111,7 +87,7 @@ class Run:
         self.gradients = Gradients(args.precision, args.accumulate, self.device, self.log)
         self._streams: list[TrainingStream] = []
         self._evaluated: dict[str, SegmentationSet] = {}
-        self._bad: dict[str, str] = {}
+        self._bad = BadSamples(args.run_dir, args.max_bad_share)
         self._interruption = Interruption(args.stop_after)
         self._saved = time.monotonic()
         self._changes: list[str] = []
@@ -144,8 +120,10 @@ class Run:
         """A directory is new, or empty, or this very run's and to be resumed."""
         directory, started = self.directory, (self.directory / "config.json").exists()
         if self._begun:
-            self._compare_config(directory / "config.json")
-        elif directory.exists() and (not directory.is_dir() or any(not _is_ours(path) for path in directory.iterdir())):
+            path = directory / "config.json"
+            self._changes, earlier = changes(path, self.config, self.device, self.args.allow_changes)
+            self.config["changes"] = [*earlier, *self._changes]  # kept with the first checkpoint made under them
+        elif used(directory):
             raise UserError(
                 f"--run-dir {directory} holds a run already; --resume goes on with it, another --run-dir starts anew"
                 if started
@@ -167,42 +145,6 @@ class Run:
             left.unlink()
         if not self._begun:
             write_json(self.directory / "config.json", self.config)
-
-    def _compare_config(self, path: Path) -> None:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            arguments, data = before["arguments"], before["data"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
-        now = self.config["arguments"]
-        changed = [
-            f"--{key.replace('_', '-')} was {arguments.get(key)}, is {now.get(key)}"
-            for key in sorted(arguments.keys() | now.keys())
-            if key not in FREE and arguments.get(key) != now.get(key)
-        ]
-        changed += [
-            f"{name} holds other pictures, or its labels are read otherwise"
-            for name, value in self.config["data"].items()
-            if data.get(name) != value
-        ]
-        if before.get("ranks", 1) != ranks():
-            words = f"{before.get('ranks', 1)} process(es) were training, {ranks()} are"
-            if self.device.type == "cuda":
-                print(f"note: {words}")
-            else:
-                changed.append(f"{words}, and on a CPU batch normalisation sees one process's share of a batch")
-        for what in ("commit", "versions"):
-            if before.get(what) != self.config[what]:
-                print(f"note: the run was started with another {what} ({before.get(what)})")
-        if changed and not self.args.allow_changes:
-            raise UserError(
-                f"--resume {path.parent}: the run was started otherwise: {'; '.join(changed)}; --allow-changes goes on "
-                "nevertheless, from the next step with what is asked for now"
-            )
-        for change in changed:
-            print(f"note: {change}")
-        self._changes = changed  # config.json says so from the first checkpoint on that was made under them
-        self.config["changes"] = [*before.get("changes", []), *changed]
 
     def restore(self, model: nn.Module, **others: Any) -> None:
         """Names what checkpoints keep (`model` is the deployed network; others have state_dict) and, with --resume,
@@ -254,7 +196,7 @@ class Run:
             raise UserError(f"{self.directory}: its checkpoint does not fit this run ({error})") from None
         self.step, self.epoch, self.closed = checkpoint["step"], checkpoint["epoch"], checkpoint["closed"]
         self.history, self.best = checkpoint["history"], checkpoint["best"]
-        self._epoch_losses, self._bad = checkpoint["epoch_losses"], checkpoint["bad_samples"]
+        self._epoch_losses, self._bad.problems = checkpoint["epoch_losses"], checkpoint["bad_samples"]
         self._latest = checkpoint.get("latest", [0, {}])
         self.confusion = checkpoint.get("confusion", {})  # checkpoints of before had none
         if self.step >= self.total_steps:
@@ -270,7 +212,7 @@ class Run:
             self.closed = (self.step if evaluated else max(0, self.step - 1)) // self.steps_per_epoch
             for part in others.values():
                 if isinstance(part, LRScheduler):
-                    _move_to(part, self.step)
+                    move_to(part, self.step)
         self._write_history()
         print(f"goes on after step {self.step}, epoch {self.epoch}")
 
@@ -300,7 +242,7 @@ class Run:
             save_checkpoint(self.directory / BEST, content)
         training = {name: part.state_dict() for name, part in self._kept.items() if name != "model"}
         content |= {"training": training, "history": self.history, "best": self.best}
-        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad, "confusion": self.confusion}
+        content |= {"epoch_losses": self._epoch_losses, "bad_samples": self._bad.problems, "confusion": self.confusion}
         content["latest"] = self._latest
         save_checkpoint(self.directory / LAST, content, self.directory / PREVIOUS)
         if self._changes:
@@ -332,7 +274,7 @@ class Run:
             loader = training_loader(stream, part, share, self.args.workers, pin, worker_signals)
             for drawn, problems in batches(loader):
                 if problems:
-                    self._note_bad(data, problems)
+                    self._bad.note(data, problems)
                 yield drawn
 
         return draw()
@@ -346,27 +288,6 @@ class Run:
         places = own if self.args.cache is None else [self.args.cache]
         with first_then_others():
             return prepared(data, places, self.args.workers, with_labels, skip, self.pause_within, worker_signals)
-
-    def _note_bad(self, data: SegmentationSet, problems: dict[str, str]) -> None:
-        """Lists pictures that were replaced; raises `UserError` when they are too many of their set."""
-        found = {f"{data.name}: {name}": problem for name, problem in problems.items()}
-        if found.keys() <= self._bad.keys():
-            return
-        self._list_bad(found)
-        bad = sum(name.startswith(f"{data.name}: ") for name in self._bad)
-        if bad > self.args.max_bad_share * len(data):
-            raise UserError(
-                f"{bad} of {len(data)} pictures of {data.name} cannot be read, more than --max-bad-share "
-                f"{self.args.max_bad_share:g}; they are listed in {self.directory / 'bad_samples.txt'}"
-            )
-
-    def _list_bad(self, found: dict[str, str]) -> None:
-        for name in sorted(found.keys() - self._bad.keys()):
-            print(f"note: skipped {name} ({found[name]})")
-        self._bad |= found
-        lines = "".join(f"{name}\t{problem}\n" for name, problem in sorted(self._bad.items()))
-        if rank() == 0:
-            write_atomically(self.directory / "bad_samples.txt", lambda file: file.write(lines.encode()))
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, from 1; one that was interrupted is continued."""
@@ -489,9 +410,7 @@ class Run:
                     wrong.append((step, name.startswith("gradient"), name, value))  # the loss is named first
             self._epoch_losses.setdefault(name, []).extend(read.values())
             means[name] = sum(read.values()) / len(read)
-        for bad in from_each(self._bad) if ranks() > 1 else ():
-            if not bad.keys() <= self._bad.keys():
-                self._list_bad(bad)
+        self._bad.gather()
         if wrong:
             step, _, name, value = min(wrong, key=lambda found: found[:3])
             last = self.directory / LAST
@@ -617,26 +536,6 @@ class Run:
             rows.append(("source, held out", last["source"]))
         print(f"\n{self.directory}: the headline is the last checkpoint\n")
         print(result_tables(rows))
-
-
-def refuse_used(directories: Sequence[Path]) -> None:
-    """For scripts of several runs: raises `UserError` before the first when a later one's directory is not empty."""
-    for directory in directories:
-        if directory.exists() and (not directory.is_dir() or any(not _is_ours(path) for path in directory.iterdir())):
-            raise UserError(f"{directory} is not empty; --resume goes on with a run, another --run-dir starts anew")
-
-
-def _is_ours(path: Path) -> bool:
-    """What a process that was killed at its start leaves behind."""
-    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
-
-
-def _move_to(schedule: LRScheduler, step: int) -> None:
-    """Where the schedule would be after that many steps."""
-    schedule.last_epoch = step
-    schedule._last_lr = schedule._get_closed_form_lr()
-    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
-        group["lr"] = rate
 
 
 def seed_everything(seed: int, step: int, rank: int = 0, part: int = 0) -> None:
