@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ from datasets.stream import Replaced, TrainingStream
 from models import build_discriminator, build_segmenter
 from utils import checkpoint as checkpoints
 from utils.adversarial import TARGET, vanilla
-from utils.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint
+from utils.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint, write_atomically
 from utils.errors import UserError
 from utils.interruption import Interruption, Stop
 from utils.lock import STALE_SECONDS, DirectoryLock
@@ -308,6 +309,39 @@ except UserError as error:
     assert f"cannot be written ({os.strerror(errno.EFBIG)})" in done.stdout, done.stderr
     assert load_checkpoint(path)["step"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_write_that_fails_leaves_what_stood_there(tmp_path):
+    def full(file):
+        file.write(b"ne")
+        file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("old")
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(path, full)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_run_goes_on(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def recorded(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    write_atomically(tmp_path / "result.json", lambda file: file.write(b"{}"))
+    assert done == ["file", "rename", "folder"]
+    last, previous = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint_previous.pt"
+    save_checkpoint(last, {"step": 1}, previous)
+    done.clear()
+    save_checkpoint(last, {"step": 2}, previous)
+    assert done == ["file", "rename", "folder", "rename", "rename", "folder"]
+    assert previous.exists()
 
 
 def test_a_disk_that_gives_other_bytes_back_is_noticed_before_the_old_one_goes(tmp_path, monkeypatch):
