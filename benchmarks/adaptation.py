@@ -72,6 +72,9 @@ ROWS = {
     "DACS + FDA on the source": Cell(DACS, ("--beta", "0.01")),
     "DACS + jitter and blur on the source": Cell(DACS, ("--jitter", "--blur")),
     "DACS, no random scale": Cell(DACS, ("--scales", "1")),  # as the paper trains
+    "DACS + FDA, no random scale": Cell(DACS, ("--beta", "0.01", "--scales", "1")),
+    "DACS + FDA + masked consistency": Cell(DACS, ("--beta", "0.01", "--lambda-mask", "1")),
+    "DACS + FDA + rare-class sampling": Cell(DACS, ("--beta", "0.01", "--rare-classes")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
