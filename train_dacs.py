@@ -7,7 +7,7 @@ onto a target picture, labels likewise; the student learns the source's labels a
     python train_dacs.py ... --rare-classes                          + DAFormer's sampling of the source (CVPR 2022)
     python train_dacs.py ... --lambda-mask 1                         + masked image consistency (MIC, CVPR 2023)
     python train_dacs.py ... --beta 0.01                             + the source in the target's style (FDA, CVPR 2020)
-    python train_dacs.py ... --recipe best                           all three together (not measured yet), RECIPES below
+    python train_dacs.py ... --recipe best                           all three (not measured yet), RECIPES below
     python train_dacs.py ... --teacher-checkpoint FILE               distillation: a heavier network labels the target
     python train_dacs.py --demo                                      street scenes, minutes on a CPU
 
