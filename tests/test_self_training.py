@@ -15,7 +15,7 @@ from torch import nn
 
 from datasets import cityscapes
 from datasets.labels import CLASS_NAMES
-from utils.checkpoint import build_from_checkpoint, load_checkpoint
+from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from utils.pseudo_labels import ConfidenceHistogram, pseudo_label, pseudo_labelled
 
 CPU = torch.device("cpu")
@@ -268,11 +268,17 @@ def test_several_labellers_are_averaged_and_another_one_is_noticed(script, comma
     other = tmp_path / "other"
     assert script(*upper(city, other, "--max-steps", 1, "--seed", 5, "--cityscapes", write_cityscapes(
         tmp_path / "whole"))).status == 0  # fmt: skip
-    both = ("--labeller", trained, other / "checkpoint_last.pt", "--max-steps", 1, "--confidence", 1)
+    softened = [tmp_path / "one.pt", tmp_path / "two.pt"]
+    for path, soft in zip((trained, other / "checkpoint_last.pt"), softened, strict=True):
+        content = load_checkpoint(path)  # two networks that are sure of different classes would leave a tie
+        for name in [name for name in content["weights"] if name.startswith("classifier.")]:
+            content["weights"][name] *= 0.02
+        save_checkpoint(soft, content)
+    both = ("--labeller", *softened, "--max-steps", 1, "--confidence", 1)
     shared = ("--pseudo-labels", tmp_path / "shared")
     done = script(*command(tmp_path / "first", *both, *shared))
     assert done.status == 0, done.err
-    networks = [build_from_checkpoint(load_checkpoint(p), p).eval() for p in (trained, other / "checkpoint_last.pt")]
+    networks = [build_from_checkpoint(load_checkpoint(p), p).eval() for p in softened]
     labels = list((tmp_path / "shared").rglob("*.png"))
     data = cityscapes(city, "train", (48, 32), labelled=False)
     for index, sample in enumerate(data.samples):
@@ -280,9 +286,12 @@ def test_several_labellers_are_averaged_and_another_one_is_noticed(script, comma
             mean = sum(network(data.image(index)[None] / 255).softmax(1) for network in networks)[0]
         (path,) = [path for path in labels if sample.name in path.name]
         found = torch.from_numpy(np.array(Image.open(path))).long()
-        assert (found[found != 255] == mean.argmax(0)[found != 255]).float().mean() > 0.999
+        first, second = mean.topk(2, dim=0).values
+        told = (found != 255) & (first - second > 1e-5)  # two networks, each sure of another class, are even
+        assert told.sum() > 0.25 * told.numel()
+        assert torch.equal(found[told], mean.argmax(0)[told])
     assert "used again" in script(*command(tmp_path / "twin", *both, *shared, "--seed", 1)).out
-    (other / "checkpoint_last.pt").write_bytes(trained.read_bytes())
+    softened[1].write_bytes(softened[0].read_bytes())
     message = one_line_error(script(*command(tmp_path / "first", *both, *shared, "--resume")))
     assert "labeller" in message
     assert "No such file" in one_line_error(script(*command(tmp_path / "no", "--labeller", tmp_path / "no.pt")))
