@@ -75,6 +75,9 @@ ROWS = {
     "DACS + FDA, no random scale": Cell(DACS, ("--beta", "0.01", "--scales", "1")),
     "DACS + FDA + masked consistency": Cell(DACS, ("--beta", "0.01", "--lambda-mask", "1")),
     "DACS + FDA + rare-class sampling": Cell(DACS, ("--beta", "0.01", "--rare-classes")),
+    # The source's loss is three (main and auxiliary outputs), the mixed one's is one: 3 gives it the paper's share.
+    "DACS, mixed loss x 3": Cell(DACS, ("--lambda-mix", "3")),
+    "DACS + FDA, mixed loss x 3": Cell(DACS, ("--beta", "0.01", "--lambda-mix", "3")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
