@@ -48,20 +48,25 @@ BETA = 0.01
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS), help="(all)")
+    args = parser.parse_args()
+    args.precision = args.precision or default_precision(args.device)
+    return args
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What is timed and how: shared with benchmarks/methods.py."""
     parser.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="of both domains (1024x512)")
     parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="(4)")
     parser.add_argument("--scenes", type=positive, default=24, metavar="N", help="of each look (24)")
     parser.add_argument("--steps", type=positive, default=6, metavar="N", help="of a round (6)")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="(3)")
-    parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS), help="(all)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of ours (as the training scripts choose it)")
     parser.add_argument("--compile", action="store_true", help="compile ours")
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
     parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-scenes"), metavar="DIR", help="(%(default)s)")
-    args = parser.parse_args()
-    args.precision = args.precision or default_precision(args.device)
-    return args
 
 
 def main() -> None:
@@ -109,14 +114,14 @@ class Done(Exception):
     """Enough steps of a training script are timed."""
 
 
-def ours(script: str, home: Path, args: argparse.Namespace) -> tuple[float, float]:
+def ours(script: str, home: Path, args: argparse.Namespace, flags: tuple[str, ...] = ()) -> tuple[float, float]:
     """The same figures of a training script, called as a user calls it and left after enough steps."""
     side, folder = f"{args.size[0]}x{args.size[1]}", home / "run"
     shutil.rmtree(folder, ignore_errors=True)
     sys.argv = [f"{script}.py", "--gta5", str(home / "source"), "--cityscapes", str(home / "target"), "--size", side,
                 "--source-size", side, "--weights", "none", "--batch-size", str(args.batch_size), "--max-steps", "1000",
                 "--eval-every", "1000", "--workers", str(args.workers), "--device", str(args.device), "--precision",
-                args.precision, "--run-dir", str(folder), *(["--compile"] if args.compile else [])]  # fmt: skip
+                args.precision, "--run-dir", str(folder), *(["--compile"] if args.compile else []), *flags]  # fmt: skip
     module, waits, marks = importlib.import_module(script), [], []
 
     class Timed(Run):

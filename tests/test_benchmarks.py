@@ -39,3 +39,16 @@ def test_training_times_the_scripts_beside_plain_loops(script, tmp_path, monkeyp
     assert [row[:2] for row in found] == ways
     assert all(float(row[2]) > 0 and 0 <= float(row[5]) <= 100 for row in found)
     assert sorted(path.name for path in (tmp_path / "2").iterdir()) == ["drawn", "source", "target"]
+
+
+def test_methods_are_timed_in_steps_of_source_only(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "SOURCE_SIZE", (96, 48))
+    monkeypatch.setattr(loading, "TARGET_SIZE", (96, 48))
+    done = script("benchmarks.methods", "--size", "64x32", "--scenes", 2, "--batch-size", 2, "--steps", 1,
+                  "--rounds", 2, "--workers", 0, "--device", "cpu", "--out", tmp_path,
+                  "--only", "DACS", "DACS, recipe best")  # fmt: skip
+    assert done.status == 0, done.err
+    found = rows(done.out)
+    assert [row[0] for row in found] == ["source only", "DACS", "DACS, recipe best"]
+    assert found[0][2:] == ["1.00", "1.00 to 1.00"]
+    assert all(float(row[1]) > 0 < float(row[2]) for row in found)
