@@ -47,7 +47,7 @@ from utils.errors import UserError, run_script
 from utils.fda import fda
 from utils.losses import cross_entropy, segmentation_loss, weighted_by_pixel
 from utils.masking import masked
-from utils.mean_teacher import follow, label, main_output, teach, teacher_of
+from utils.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
 from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from utils.run import Run
 
@@ -80,6 +80,10 @@ def parse_args() -> argparse.Namespace:
     dacs.add_argument(
         "--beta", type=number(0, 0.499), metavar="B", help="the source in the target's style: FDA's band (off)"
     )
+    dacs.add_argument(
+        "--decay", type=number(0, 0.9999), default=DECAY, metavar="D",
+        help="of the teacher's average, over about the last 1 / (1 - D) steps: less for short runs (%(default)s)",
+    )  # fmt: skip
     dacs.add_argument(
         "--teacher-checkpoint", type=Path, metavar="FILE", help="a network, adapted before, that labels the target"
     )
@@ -153,7 +157,7 @@ def main() -> None:
                 run.log(loss_mask=loss_mask)
             gradients.update(optimizer, schedule)
             if gradients.last_part:
-                follow(teacher, student, run.step)
+                follow(teacher, student, run.step, args.decay)
         run.evaluate(teacher, target=val, source=held_out, beside={"student": student})
     run.finish()
 

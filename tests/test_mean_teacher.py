@@ -15,7 +15,7 @@ from models import build_segmenter
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.losses import cross_entropy, weighted_by_pixel
 from utils.masking import block_mask, block_side, masked
-from utils.mean_teacher import follow, label, teach, teacher_of
+from utils.mean_teacher import DECAY, follow, label, teach, teacher_of
 from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from utils.pictures import row
 
@@ -84,8 +84,9 @@ def test_the_weight_is_the_share_of_sure_pixels_and_weighs_each_pixel():
     assert torch.allclose(weighted_by_pixel(logits, labels, ones), cross_entropy(logits, labels))
 
 
-def test_the_teacher_follows_the_closed_form_and_has_no_gradient():
-    """With decays d_t = min(1 - 1 / (t + 1), 0.99) the teacher is sum_t (1 - d_t) prod_{u > t} d_u student_t."""
+@pytest.mark.parametrize("decay", [DECAY, 0.9])
+def test_the_teacher_follows_the_closed_form_and_has_no_gradient(decay):
+    """With decays d_t = min(1 - 1 / (t + 1), decay) the teacher is sum_t (1 - d_t) prod_{u > t} d_u student_t."""
     torch.manual_seed(3)
     student = nn.Linear(3, 2).double()
     teacher = teacher_of(student)
@@ -94,10 +95,10 @@ def test_the_teacher_follows_the_closed_form_and_has_no_gradient():
         with torch.no_grad():
             student.weight.normal_()
         history.append(student.weight.detach().clone())
-        follow(teacher, student, step)
+        follow(teacher, student, step, decay)
     expected = torch.zeros_like(student.weight)
     for value, step in zip(history, range(150), strict=True):
-        expected = min(1 - 1 / (step + 1), 0.99) * expected + (1 - min(1 - 1 / (step + 1), 0.99)) * value
+        expected = min(1 - 1 / (step + 1), decay) * expected + (1 - min(1 - 1 / (step + 1), decay)) * value
     assert torch.allclose(teacher.weight, expected, rtol=1e-12)
     assert torch.allclose(teacher_after(history[:100]), torch.stack(history[:100]).mean(0), rtol=1e-10)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -221,6 +222,13 @@ def test_the_style_is_that_of_train_fda(script, game, city, tmp_path):
     assert script(*dacs(game, city, tmp_path / "dacs", *flags, "--lambda-mix", 0)).status == 0
     styled, zero = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("fda", "dacs"))
     assert same(styled["weights"], zero["training"]["student"])
+
+
+def test_a_decay_of_zero_keeps_the_students_newest_parameters(script, game, city, tmp_path):
+    assert script(*dacs(game, city, tmp_path / "run", "--decay", 0)).status == 0
+    checkpoint = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
+    parameters = dict(build_segmenter("bisenet").named_parameters())
+    assert all(torch.equal(checkpoint["weights"][n], checkpoint["training"]["student"][n]) for n in parameters)
 
 
 def test_masked_pictures_alone_teach_what_the_teacher_says(script, game, city, tmp_path, monkeypatch):

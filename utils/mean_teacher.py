@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .pseudo_labels import confidences
 
 DECAY = 0.99
-"""Of the average, once it has run long enough (DACS)."""
+"""Of the average, once it has run long enough (DACS): it then stands for the last 100 steps, about 1 / (1 - decay)."""
 
 
 def teacher_of(student: nn.Module) -> nn.Module:
@@ -21,15 +21,15 @@ def teacher_of(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, step: int) -> None:
-    """teacher <- decay * teacher + (1 - decay) * student, decay = min(1 - 1 / (step + 1), 0.99), `step` from 0.
+def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float = DECAY) -> None:
+    """teacher <- d * teacher + (1 - d) * student with d = min(1 - 1 / (step + 1), decay), `step` from 0.
 
     Parameters only. Batch normalisation's running statistics are the teacher's own: it is in training mode when it
     labels the target, so they become the target's, which is where it is evaluated.
     """
-    decay = min(1 - 1 / (step + 1), DECAY)
+    kept = min(1 - 1 / (step + 1), decay)
     for mean, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
-        mean.mul_(decay).add_(parameter, alpha=1 - decay)
+        mean.mul_(kept).add_(parameter, alpha=1 - kept)
 
 
 def main_output(network: nn.Module, images: Tensor) -> Tensor:
