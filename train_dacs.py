@@ -48,7 +48,7 @@ from utils.fda import fda
 from utils.losses import cross_entropy, segmentation_loss, weighted_by_pixel
 from utils.masking import masked
 from utils.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
-from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
+from utils.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
 from utils.run import Run
 
 RECIPES = {
@@ -80,6 +80,11 @@ def parse_args() -> argparse.Namespace:
     dacs.add_argument(
         "--beta", type=number(0, 0.499), metavar="B", help="the source in the target's style: FDA's band (off)"
     )
+    dacs.add_argument(
+        "--confidence", type=number(0, 1), default=SURE, metavar="P",
+        help="a pixel of which the teacher is surer counts as sure; the share of them weighs the target's pixels "
+        "(%(default)s)",
+    )  # fmt: skip
     dacs.add_argument(
         "--decay", type=number(0, 0.9999), default=DECAY, metavar="D",
         help="of the teacher's average, over about the last 1 / (1 - D) steps: less for short runs (%(default)s)",
@@ -133,7 +138,7 @@ def main() -> None:
                 pseudo_labels, confidence = teach(teacher, target_images)
                 if frozen is not None:
                     pseudo_labels, confidence = label(frozen, target_images)
-            sure = pseudo_label_weight(confidence)
+            sure = pseudo_label_weight(confidence, args.confidence)
             run.log(loss=loss, sure=sure)
             if args.lambda_mix > 0:
                 images, labels = brought_to(target_images, images, labels)

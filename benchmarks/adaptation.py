@@ -81,6 +81,9 @@ ROWS = {
     # An average over 100 steps is late by a seventh of a run of 700; 0.95 is one over 20.
     "DACS, decay 0.95": Cell(DACS, ("--decay", "0.95")),
     "DACS + FDA, decay 0.95": Cell(DACS, ("--beta", "0.01", "--decay", "0.95")),
+    "DACS + FDA, decay 0.9": Cell(DACS, ("--beta", "0.01", "--decay", "0.9")),
+    # So early in training few pixels exceed 0.968, and their share weighs the target.
+    "DACS + FDA, decay 0.95, confidence 0.8": Cell(DACS, ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }

@@ -70,6 +70,7 @@ def test_mixed_picture_label_and_weight_agree_pixel_by_pixel():
 def test_the_weight_is_the_share_of_sure_pixels_and_weighs_each_pixel():
     confidence = torch.tensor([[[0.9, 0.968, 0.969, 1.0]]])
     assert pseudo_label_weight(confidence) == 0.5
+    assert pseudo_label_weight(confidence, 0.8) == 1
     torch.manual_seed(2)
     logits = torch.randn(2, 5, 3, 4, dtype=torch.float64)
     labels = torch.randint(0, 5, (2, 3, 4))
@@ -222,6 +223,15 @@ def test_the_style_is_that_of_train_fda(script, game, city, tmp_path):
     assert script(*dacs(game, city, tmp_path / "dacs", *flags, "--lambda-mix", 0)).status == 0
     styled, zero = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("fda", "dacs"))
     assert same(styled["weights"], zero["training"]["student"])
+
+
+def test_a_lower_confidence_weighs_the_target_more(script, game, city, tmp_path):
+    shares = []
+    for confidence in (0, 1):
+        run = tmp_path / str(confidence)
+        assert script(*dacs(game, city, run, "--confidence", confidence, "--max-steps", 2)).status == 0
+        shares.append(load_checkpoint(run / "checkpoint_last.pt")["history"][-1]["train"]["sure"])
+    assert shares == [1, 0]
 
 
 def test_a_decay_of_zero_keeps_the_students_newest_parameters(script, game, city, tmp_path):

@@ -35,9 +35,9 @@ def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return torch.where(mask[:, None] if source.ndim == 4 else mask, source, target)
 
 
-def pseudo_label_weight(confidence: Tensor) -> Tensor:
+def pseudo_label_weight(confidence: Tensor, threshold: float = SURE) -> Tensor:
     """Share of the batch's target pixels that are sure: the weight of every one of them (DACS, equation 4)."""
-    return mean_over_ranks((confidence > SURE).float().mean())
+    return mean_over_ranks((confidence > threshold).float().mean())
 
 
 class StrongAugmentation:
