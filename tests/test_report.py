@@ -293,6 +293,11 @@ def test_methods_are_named_as_in_the_literature(runs):
     assert method_name(settings | {"script": "train_fda", "beta": None, "jitter": True}) == "LAB + jitter"
     again = {"script": "train_pseudo_labels", "adapt_bn": True, "percentile": 66.0, "beta": 0.01}
     assert method_name(settings | again) == "pseudo-labels by AdaBN, percentile 66, FDA beta 0.01"
+    dacs = settings | {"script": "train_dacs", "rare_classes": False, "lambda_mask": 0.0, "beta": None}
+    dacs |= {"teacher_checkpoint": None, "lambda_mix": 1.0, "decay": 0.99, "confidence": 0.968}
+    assert method_name(dacs) == "DACS"
+    assert method_name(dacs | {"beta": 0.01, "decay": 0.95}) == "DACS + FDA beta 0.01 + decay 0.95"
+    assert method_name(dacs | {"teacher_statistics": "student"}) == "DACS + student's statistics"
 
 
 def test_report_groups_seeds_and_tells_settings_apart(script, copied):
