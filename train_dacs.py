@@ -7,7 +7,7 @@ onto a target picture, labels likewise; the student learns the source's labels a
     python train_dacs.py ... --rare-classes                          + DAFormer's sampling of the source (CVPR 2022)
     python train_dacs.py ... --lambda-mask 1                         + masked image consistency (MIC, CVPR 2023)
     python train_dacs.py ... --beta 0.01                             + the source in the target's style (FDA, CVPR 2020)
-    python train_dacs.py ... --recipe best                           what measured best, RECIPES below
+    python train_dacs.py ... --recipe best                           the ablation's best so far, RECIPES below
     python train_dacs.py ... --teacher-checkpoint FILE               distillation: a heavier network labels the target
     python train_dacs.py --demo                                      street scenes, minutes on a CPU
 
@@ -55,8 +55,8 @@ RECIPES = {
     "dacs": {},
     "best": {"beta": 0.01, "decay": 0.95, "confidence": 0.8},
 }
-"""What --recipe stands for: defaults of this script's flags. `best` is what measured best in the ablation of
-docs/results.md, on runs of 700 steps from scratch."""
+"""What --recipe stands for: defaults of this script's flags. `best` is what was best on the ablation's one seed
+(docs/results.md; 700 steps from scratch). It is not shown to be better than `dacs` over seeds."""
 
 
 def parse_args() -> argparse.Namespace:
