@@ -531,7 +531,9 @@ def test_every_recipe_is_a_command_that_its_script_takes(script, monkeypatch, tm
     more = [line.replace("`", "") for line in re.findall(r"`(--[^`]*)`", text) if "--run-dir runs" in line]
     source = next(line for line in commands if line.startswith("train_gta5"))
     adversarial = next(line for line in commands if line.startswith("train_adversarial"))
-    commands += [f"{adversarial if 'discriminator' in line or 'bn-' in line else source} {line}" for line in more]
+    dacs = next(line for line in commands if line.startswith("train_dacs"))
+    bases = {"--discriminator": adversarial, "--bn-statistics": adversarial, "--recipe": dacs}
+    commands += [f"{bases.get(line.split()[0], source)} {line}" for line in more]
     monkeypatch.chdir(tmp_path)
     for command in commands:
         name, *arguments = command.replace("-S", "-0").replace("--seed S", "--seed 0").split()
