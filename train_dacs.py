@@ -91,11 +91,6 @@ def parse_args() -> argparse.Namespace:
         help="of the teacher's average, over about the last 1 / (1 - D) steps: less for short runs (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
-        "--teacher-statistics", choices=("target", "student"), default="target",
-        help="of its batch normalisation: its target batch's own; or averages of the student's, which is for a source "
-        "that looks like the target, --beta (%(default)s)",
-    )  # fmt: skip
-    dacs.add_argument(
         "--teacher-checkpoint", type=Path, metavar="FILE", help="a network, adapted before, that labels the target"
     )
     dacs.add_argument(
@@ -128,7 +123,7 @@ def main() -> None:
     appearance, augment = Appearance(args.jitter, args.blur), StrongAugmentation()
     if rare is not None:
         print(f"source pictures by class, an epoch is as many draws as there are pictures: {rare}")
-    gradients, students = run.gradients, args.teacher_statistics == "student"
+    gradients = run.gradients
 
     for _ in run.epochs():
         student.train()
@@ -141,7 +136,7 @@ def main() -> None:
             gradients.backward(loss)
 
             with gradients.autocast():
-                pseudo_labels, confidence = teach(teacher, target_images, students)
+                pseudo_labels, confidence = teach(teacher, target_images)
                 if frozen is not None:
                     pseudo_labels, confidence = label(frozen, target_images)
             sure = pseudo_label_weight(confidence, args.confidence)
@@ -168,7 +163,7 @@ def main() -> None:
                 run.log(loss_mask=loss_mask)
             gradients.update(optimizer, schedule)
             if gradients.last_part:
-                follow(teacher, student, run.step, args.decay, students)
+                follow(teacher, student, run.step, args.decay)
         run.evaluate(teacher, target=val, source=held_out, beside={"student": student})
     run.finish()
 

@@ -82,9 +82,6 @@ ROWS = {
     "DACS, decay 0.95": Cell(DACS, ("--decay", "0.95")),
     "DACS + FDA, decay 0.95": Cell(DACS, ("--beta", "0.01", "--decay", "0.95")),
     "DACS + FDA, decay 0.9": Cell(DACS, ("--beta", "0.01", "--decay", "0.9")),
-    "DACS + FDA, decay 0.95, student's statistics": Cell(
-        DACS, ("--beta", "0.01", "--decay", "0.95", "--teacher-statistics", "student")
-    ),
     # So early in training few pixels exceed 0.968, and their share weighs the target.
     "DACS + FDA, decay 0.95, confidence 0.8": Cell(DACS, ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .pseudo_labels import confidences
 
@@ -22,24 +21,15 @@ def teacher_of(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float = DECAY, statistics: bool = False) -> None:
+def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float = DECAY) -> None:
     """teacher <- d * teacher + (1 - d) * student with d = min(1 - 1 / (step + 1), decay), `step` from 0.
 
-    Of the parameters, and with `statistics` of batch normalisation's running means and variances. Without, these are
-    the teacher's own: in training mode when it labels the target (`teach`), it makes them the target's.
+    Parameters only. Batch normalisation's running statistics are the teacher's own: it is in training mode when it
+    labels the target, so they become the target's, which is where it is evaluated.
     """
     kept = min(1 - 1 / (step + 1), decay)
-    pairs = [*zip(teacher.parameters(), student.parameters(), strict=True)]
-    if statistics:
-        pairs += zip(running_statistics(teacher), running_statistics(student), strict=True)
-    for mean, newest in pairs:
-        mean.mul_(kept).add_(newest, alpha=1 - kept)
-
-
-def running_statistics(network: nn.Module) -> list[Tensor]:
-    """Running means and variances of its batch normalisation; not the count of batches, which nothing reads here."""
-    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    return [statistic for layer in layers for statistic in (layer.running_mean, layer.running_var)]
+    for mean, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
+        mean.mul_(kept).add_(parameter, alpha=1 - kept)
 
 
 def main_output(network: nn.Module, images: Tensor) -> Tensor:
@@ -58,10 +48,7 @@ def label(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, 
     return prediction.to(torch.uint8), confidence
 
 
-def teach(teacher: nn.Module, images: Tensor, statistics: bool = False) -> tuple[Tensor, Tensor]:
-    """`label` with the statistics of this batch, which the teacher's running statistics follow; with `statistics` with
-    the running ones, which follow the student's."""
-    if statistics:
-        return label(teacher.eval(), images)
+def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`label` with the statistics of this batch, which the teacher's running statistics follow."""
     teacher.train()
     return label(partial(main_output, teacher), images)

@@ -73,7 +73,6 @@ def _dacs(settings: dict[str, Any]) -> str:
     words += ["MIC"] if settings["lambda_mask"] > 0 else []
     words += [f"FDA beta {settings['beta']:g}"] if settings["beta"] is not None else []
     words += [f"{settings['teacher']} teacher"] if settings["teacher_checkpoint"] is not None else []
-    words += ["student's statistics"] if settings.get("teacher_statistics", "target") == "student" else []
     published = {"lambda_mix": 1, "decay": DECAY, "confidence": SURE}
     words += [f"{key} {settings[key]:g}" for key, plain in published.items() if settings.get(key, plain) != plain]
     return " + ".join(words)
