@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from datasets.frequencies import class_counts
 from datasets.geometry import resize_label
-from datasets.labels import IGNORE
 from datasets.rare_classes import RareClasses
 from models.layers import resize
 from utils.appearance import Appearance, to_float
@@ -84,12 +83,8 @@ def parse_args() -> argparse.Namespace:
     )
     dacs.add_argument(
         "--confidence", type=number(0, 1), default=SURE, metavar="P",
-        help="a pixel of which the teacher is surer counts as sure (%(default)s)",
-    )  # fmt: skip
-    dacs.add_argument(
-        "--unsure", choices=("weighted", "ignored"), default="weighted",
-        help="pixels of which it is not: weighted, all the target's pixels weigh as much as the share of sure ones "
-        "(DACS); ignored, they have no label and the others weigh 1, as in self-training (%(default)s)",
+        help="a pixel of which the teacher is surer counts as sure; the share of them weighs the target's pixels "
+        "(%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
         "--decay", type=number(0, 0.9999), default=DECAY, metavar="D",
@@ -144,17 +139,14 @@ def main() -> None:
                 pseudo_labels, confidence = teach(teacher, target_images)
                 if frozen is not None:
                     pseudo_labels, confidence = label(frozen, target_images)
-            weight = sure = pseudo_label_weight(confidence, args.confidence)
-            if args.unsure == "ignored":
-                pseudo_labels = pseudo_labels.masked_fill(confidence <= args.confidence, IGNORE)
-                weight = torch.ones_like(sure)
+            sure = pseudo_label_weight(confidence, args.confidence)
             run.log(loss=loss, sure=sure)
             if args.lambda_mix > 0:
                 images, labels = brought_to(target_images, images, labels)
                 mask = class_mask(labels)
                 mixed = augment(mix(mask, images, target_images))
                 mixed_labels = mix(mask, labels, pseudo_labels)
-                weights = mix(mask, torch.ones_like(confidence), weight.expand_as(confidence))
+                weights = mix(mask, torch.ones_like(confidence), sure.expand_as(confidence))
                 shown = [images[0], target_images[0], pseudo_labels[0], mixed[0], mixed_labels[0]]
                 run.show("dacs/source-target-labels-mixed-labels", shown)
                 # The main output alone: the auxiliary losses are the source's, DACS has none.
@@ -166,7 +158,7 @@ def main() -> None:
                 hidden = masked(augment(target_images))
                 run.show("mic/target-masked-labels", [target_images[0], hidden[0], pseudo_labels[0]])
                 with gradients.autocast():
-                    loss_mask = weight * cross_entropy(main_output(student, hidden), pseudo_labels)
+                    loss_mask = sure * cross_entropy(main_output(student, hidden), pseudo_labels)
                 gradients.backward(args.lambda_mask * loss_mask)
                 run.log(loss_mask=loss_mask)
             gradients.update(optimizer, schedule)

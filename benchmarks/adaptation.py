@@ -87,8 +87,10 @@ ROWS = {
     "DACS + FDA, decay 0.95, confidence 0.8": Cell(DACS, RECIPE),
     "DACS + FDA, decay 0.95, confidence 0.5": Cell(DACS, (*RECIPE, "--confidence", "0.5")),
     "DACS + FDA, decay 0.95, confidence 0.8, weighted loss": Cell(DACS, (*RECIPE, "--loss", "weighted")),
+    "DACS + FDA, decay 0.95, confidence 0.5, weighted loss": Cell(
+        DACS, (*RECIPE, "--confidence", "0.5", "--loss", "weighted")
+    ),
     "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Cell(DACS, (*RECIPE, "--lambda-mix", "3")),
-    "DACS + FDA, decay 0.95, confidence 0.8, unsure ignored": Cell(DACS, (*RECIPE, "--unsure", "ignored")),
     "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE, "--rare-classes")),
     "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE, "--lambda-mask", "1")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),

@@ -183,7 +183,7 @@ def dacs(game, city, run_dir, *more):
 
 
 EVERYTHING = ("--rare-classes", "--lambda-mask", 1, "--beta", 0.05, "--jitter", "--decay", 0.9, "--confidence", 0.2,
-              "--unsure", "ignored", "--teacher-checkpoint")  # fmt: skip
+              "--teacher-checkpoint")  # fmt: skip
 
 
 @pytest.mark.parametrize("extended", [False, True], ids=["dacs", "everything"])
@@ -233,21 +233,6 @@ def test_a_lower_confidence_weighs_the_target_more(script, game, city, tmp_path)
         assert script(*dacs(game, city, run, "--confidence", confidence, "--max-steps", 2)).status == 0
         shares.append(load_checkpoint(run / "checkpoint_last.pt")["history"][-1]["train"]["sure"])
     assert shares == [1, 0]
-
-
-def test_unsure_pixels_are_ignored_and_sure_ones_weigh_one(script, game, city, tmp_path):
-    """Where all are sure that is DACS, where none is the target teaches nothing."""
-
-    def student(name, *flags):
-        assert script(*dacs(game, city, tmp_path / name, "--max-steps", 2, *flags)).status == 0
-        return load_checkpoint(tmp_path / name / "checkpoint_last.pt")["training"]
-
-    ignored, masked_only = ("--unsure", "ignored"), ("--lambda-mix", 0, "--lambda-mask", 1)
-    assert same(student("all", "--confidence", 0)["student"], student("all-", "--confidence", 0, *ignored)["student"])
-    none = student("none", "--confidence", 1, *ignored, *masked_only)
-    assert same(none["optimizer"], student("off", "--lambda-mix", 0)["optimizer"])
-    some = student("some", "--confidence", 0.1, *ignored, *masked_only)
-    assert not same(some["optimizer"], none["optimizer"])
 
 
 def test_a_decay_of_zero_keeps_the_students_newest_parameters(script, game, city, tmp_path):

@@ -75,5 +75,4 @@ def _dacs(settings: dict[str, Any]) -> str:
     words += [f"{settings['teacher']} teacher"] if settings["teacher_checkpoint"] is not None else []
     published = {"lambda_mix": 1, "decay": DECAY, "confidence": SURE}
     words += [f"{key} {settings[key]:g}" for key, plain in published.items() if settings.get(key, plain) != plain]
-    words += ["unsure ignored"] if settings.get("unsure") == "ignored" else []
     return " + ".join(words)
