@@ -63,6 +63,7 @@ ROWS = {
     "source only, OHEM": Cell(SOURCE_ONLY, ("--loss", "ohem")),
     "source only, weighted loss": Cell(SOURCE_ONLY, ("--loss", "weighted")),
     **{band: Cell(FDA, ("--beta", band.split()[-1])) for band in BANDS},
+    "FDA, beta 0.01, weighted loss": Cell(FDA, ("--beta", "0.01", "--loss", "weighted")),
     "FDA, mean of three": Cell("eval.py", needs=BANDS),
     "LAB": Cell(FDA, ("--translation", "lab")),
     "pseudo-labels after source only": Cell(SELF, needs=(BASELINE,)),
@@ -93,6 +94,9 @@ ROWS = {
     "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Cell(DACS, (*RECIPE, "--lambda-mix", "3")),
     "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE, "--rare-classes")),
     "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE, "--lambda-mask", "1")),
+    "DACS, weighted loss": Cell(DACS, ("--loss", "weighted")),
+    "DACS, weighted loss, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE[2:], "--loss", "weighted")),
+    "DACS + FDA, weighted loss, confidence 0.8": Cell(DACS, (*RECIPE, "--decay", "0.99", "--loss", "weighted")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
