@@ -51,6 +51,7 @@ BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
 ROWS = {
     BASELINE: Cell(SOURCE_ONLY),
     UPPER: Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
+    "upper bound, weighted loss": Cell("train_cityscapes.py", ("--loss", "weighted"), eval_every=30),
     "target forward pass, weight 0": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0")),
     "adversarial, standard": Cell(ADVERSARIAL),
     "adversarial, depthwise": Cell(ADVERSARIAL, ("--discriminator", "depthwise")),
@@ -103,7 +104,7 @@ ROWS = {
 CELLS = {}
 for name, cell in ROWS.items():
     CELLS[name] = cell
-    if name != UPPER:  # whose batch normalisation is the target's already
+    if not name.startswith(UPPER):  # whose batch normalisation is the target's already
         own = (name,) if cell.script != "eval.py" else cell.needs
         CELLS[f"{name} + AdaBN"] = Cell("eval.py", ("--adapt-bn",), needs=own)
 FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
