@@ -19,9 +19,6 @@ test: .venv/installed
 # Every experiment on the built-in street scenes. An interrupted demo goes on where it stopped.
 RUNS := upper-bound source-only adversarial adversarial-depthwise fda dacs
 COSTS := $(DEMO)/counts.json $(DEMO)/times.json
-# glibc keeps what a step has freed for the next step: docs/performance.md.
-demo: export MALLOC_MMAP_THRESHOLD_ = 33554432
-demo: export MALLOC_TRIM_THRESHOLD_ = 8589934592
 demo: $(RUNS:%=$(DEMO)/%/result.json) $(DEMO)/adabn.json $(COSTS)
 	@$(RUN) report.py $(RUNS:%=$(DEMO)/%) $(DEMO)/adabn.json $(COSTS) --out report
 
