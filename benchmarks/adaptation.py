@@ -46,7 +46,7 @@ SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "
 DACS = "train_dacs.py"
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
-RECIPE = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")
+SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # the recipe for short runs, but for its loss
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
 ROWS = {
     BASELINE: Cell(SOURCE_ONLY),
@@ -86,18 +86,18 @@ ROWS = {
     "DACS + FDA, decay 0.95": Cell(DACS, ("--beta", "0.01", "--decay", "0.95")),
     "DACS + FDA, decay 0.9": Cell(DACS, ("--beta", "0.01", "--decay", "0.9")),
     # So early in training few pixels exceed 0.968, and their share weighs the target.
-    "DACS + FDA, decay 0.95, confidence 0.8": Cell(DACS, RECIPE),
-    "DACS + FDA, decay 0.95, confidence 0.5": Cell(DACS, (*RECIPE, "--confidence", "0.5")),
-    "DACS + FDA, decay 0.95, confidence 0.8, weighted loss": Cell(DACS, (*RECIPE, "--loss", "weighted")),
+    "DACS + FDA, decay 0.95, confidence 0.8": Cell(DACS, SHORT),
+    "DACS + FDA, decay 0.95, confidence 0.5": Cell(DACS, (*SHORT, "--confidence", "0.5")),
+    "DACS + FDA, decay 0.95, confidence 0.8, weighted loss": Cell(DACS, (*SHORT, "--loss", "weighted")),
     "DACS + FDA, decay 0.95, confidence 0.5, weighted loss": Cell(
-        DACS, (*RECIPE, "--confidence", "0.5", "--loss", "weighted")
+        DACS, (*SHORT, "--confidence", "0.5", "--loss", "weighted")
     ),
-    "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Cell(DACS, (*RECIPE, "--lambda-mix", "3")),
-    "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE, "--rare-classes")),
-    "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE, "--lambda-mask", "1")),
+    "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Cell(DACS, (*SHORT, "--lambda-mix", "3")),
+    "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Cell(DACS, (*SHORT, "--rare-classes")),
+    "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Cell(DACS, (*SHORT, "--lambda-mask", "1")),
     "DACS, weighted loss": Cell(DACS, ("--loss", "weighted")),
-    "DACS, weighted loss, decay 0.95, confidence 0.8": Cell(DACS, (*RECIPE[2:], "--loss", "weighted")),
-    "DACS + FDA, weighted loss, confidence 0.8": Cell(DACS, (*RECIPE, "--decay", "0.99", "--loss", "weighted")),
+    "DACS, weighted loss, decay 0.95, confidence 0.8": Cell(DACS, (*SHORT[2:], "--loss", "weighted")),
+    "DACS + FDA, weighted loss, confidence 0.8": Cell(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
 }
