@@ -118,6 +118,8 @@ def main() -> None:
     rare = None if counts is None else RareClasses(counts)
     criterion = pixel_loss(args, train_source, counts)
     run.restore(teacher, student=student, optimizer=optimizer, schedule=schedule)
+    if run.step == 0:  # --init went to the network that checkpoints keep; both start from it
+        student.load_state_dict(teacher.state_dict())
     source = run.stream(train_source, geometry(args, args.source_size), rare)
     target = run.stream(train_target, geometry(args, args.size))
     appearance, augment = Appearance(args.jitter, args.blur), StrongAugmentation()

@@ -123,9 +123,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--no-run", action="store_true", help="print the table of what is there")
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
     parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), metavar="DIR", help="runs (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="runs (under runs/, named by the settings)")
     parser.add_argument("--cells", type=Path, metavar="DIR", help="where the cells' figures are kept (--out)")
     args = parser.parse_args()
+    width, height = args.size
+    named = f"adaptation-{width}x{height}-batch{args.batch_size}-{args.steps}-{args.precision}"
+    args.out = args.out or Path("runs") / named
     args.cells = args.cells or args.out
     return args
 
@@ -162,6 +165,7 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
     cell = CELLS[name]
     side = "x".join(str(s) for s in args.size)
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
+    made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
     checkpoints = []
     for needed in cell.needs:
         if not cell_file(args, needed, seed).exists():
@@ -187,7 +191,6 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
               *machine])  # fmt: skip
         figures = json.loads((run / "result.json").read_text())
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
-    made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
     write_json(cell_file(args, name, seed), settings(args) | made | kept)
 
 

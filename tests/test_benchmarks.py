@@ -1,9 +1,13 @@
 """The benchmarks measure what they say; how fast it is is no test's business."""
 
+import json
+
 import pytest
 import torch
+from conftest import one_line_error
 
 from benchmarks import loading
+from benchmarks.adaptation import CELLS, cell_name
 from benchmarks.evaluation import example, ours, plain
 
 
@@ -52,3 +56,52 @@ def test_methods_are_timed_in_steps_of_source_only(script, tmp_path, monkeypatch
     assert [row[0] for row in found] == ["source only", "DACS", "DACS, recipe best"]
     assert found[0][2:] == ["1.00", "1.00 to 1.00"]
     assert all(float(row[1]) > 0 < float(row[2]) for row in found)
+
+
+SMALL = ("--size", "48x32", "--batch-size", 2, "--steps", 1, "--device", "cpu", "--workers", 0)
+
+
+def write_cells(folder, row, mious, steps=1):
+    for seed, miou in enumerate(mious):
+        cell = {"size": [48, 32], "batch_size": 2, "steps": steps, "precision": "fp32", "accuracy": 0.5, "oracle": 0.6}
+        (folder / f"{cell_name(row, seed)}.json").write_text(json.dumps(cell | {"miou": miou}))
+
+
+def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    write_cells(cells, "source only", [0.10, 0.20, 0.30])
+    write_cells(cells, "upper bound", [0.30, 0.60, 0.40])
+    write_cells(cells, "DACS", [0.20, 0.30])  # of seed 2 there is none
+    command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--cells", cells, "--no-run")
+    found = {row[0]: row[1:] for row in rows(script(*command).out)}
+    assert list(found) == list(CELLS)
+    assert found["DACS"] == ["2", "50.0 ± 0.0", "25.0 ± 7.1", "+10.0 ± 0.0", "37.5 ± 17.7", "60.0 ± 0.0"]
+    assert found["source only"] == ["3", "50.0 ± 0.0", "20.0 ± 10.0", "-", "-", "60.0 ± 0.0"]
+    assert found["upper bound"] == ["3", "50.0 ± 0.0", "43.3 ± 15.3", "+23.3 ± 15.3", "-", "60.0 ± 0.0"]
+    assert set(found["LAB"]) == {"not run"}
+    write_cells(cells, "LAB", [0.2], steps=2)
+    assert "LAB-seed0.json was made at other settings" in one_line_error(script(*command))
+
+
+def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
+    command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--seeds", 3,
+               "--out", tmp_path / "runs", "--cells", tmp_path / "cells", "--only", "source only + AdaBN")  # fmt: skip
+    first = script(*command)
+    assert first.status == 0, first.err
+    assert [line.split()[2] for line in first.out.splitlines() if line.startswith("$")] == ["train_gta5.py", "eval.py"]
+    cell = json.loads((tmp_path / "cells" / "source-only-seed3.json").read_text())
+    trained = json.loads((tmp_path / "runs" / "source-only-seed3" / "result.json").read_text())
+    assert (cell["miou"], cell["step"], cell["row"], cell["seed"]) == (trained["miou"], 1, "source only", 3)
+    found = {row[0]: row[1:] for row in rows(first.out)}
+    assert {name for name, row in found.items() if row[0] == "1"} == {"source only", "source only + AdaBN"}
+    again = script(*command)
+    assert "$" not in again.out
+    assert rows(again.out) == rows(first.out)
+
+
+def test_adaptation_says_which_script_failed(script, city, game, tmp_path):
+    command = ("benchmarks.adaptation", "--gta5", tmp_path / "none", "--cityscapes", city, *SMALL, "--seeds", 3,
+               "--out", tmp_path / "runs", "--only", "source only")  # fmt: skip
+    assert "train_gta5.py failed; see above" in one_line_error(script(*command))
+    assert not (tmp_path / "runs" / "source-only-seed3.json").exists()

@@ -13,6 +13,7 @@ from datasets.geometry import PADDING
 from datasets.labels import PALETTE
 from models import build_segmenter
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.gradients import Gradients
 from utils.losses import cross_entropy, weighted_by_pixel
 from utils.masking import block_mask, block_side, masked
 from utils.mean_teacher import DECAY, follow, label, teach, teacher_of
@@ -226,6 +227,68 @@ def test_the_style_is_that_of_train_fda(script, game, city, tmp_path):
     assert same(styled["weights"], zero["training"]["student"])
 
 
+def test_the_script_trains_on_what_the_mathematics_says(script, game, city, tmp_path, monkeypatch):
+    """Every tensor between the loaders and the losses of one step, against the definition."""
+    seen: dict[str, list] = {}
+
+    def noting(place, name, changed=None):
+        original = getattr(place, name)
+
+        def noted(*given):
+            found = original(*given)
+            found = found if changed is None else changed(found)
+            seen.setdefault(name, []).append((given, found))
+            return found
+
+        monkeypatch.setattr(place, name, noted)
+
+    shades = iter((0.25, 0.5))
+
+    class Augmentation:
+        def __call__(self, images):
+            return images * next(shades)
+
+    monkeypatch.setattr(train_dacs, "StrongAugmentation", Augmentation)
+    noting(train_dacs, "teach", lambda found: (found[0], torch.linspace(0, 1, found[1].numel()).view_as(found[1])))
+    for name in ("brought_to", "class_mask", "main_output", "masked", "weighted_by_pixel", "cross_entropy"):
+        noting(train_dacs, name)
+    noting(Gradients, "backward")
+    flags = ("--max-steps", 1, "--confidence", 0.7, "--lambda-mix", 0.5, "--lambda-mask", 2, "--flip", 0)
+    assert script(*dacs(game, city, tmp_path / "run", *flags)).status == 0
+
+    (((_, target), (pseudo_labels, confidence)),) = seen["teach"]
+    sure = float((confidence > 0.7).float().mean())
+    assert 0.2 < sure < 0.4
+    (((_, _, _), (images, labels)),) = seen["brought_to"]
+    (((masked_labels,), mask),) = seen["class_mask"]
+    assert masked_labels is labels
+    assert 0 < mask.float().mean() < 1
+    ((_, mixed), _), ((_, hidden), _) = seen["main_output"]
+    (((_, mixed_labels, weights), loss_mix),) = seen["weighted_by_pixel"]
+    ((hidden_of,), hidden_found), *_ = seen["masked"]
+    (((_, mask_labels), consistency),) = seen["cross_entropy"]
+
+    pasted = mask[:, None].expand_as(mixed)
+    assert torch.equal(mixed[pasted], (images * 0.25)[pasted])
+    assert torch.equal(mixed[~pasted], (target * 0.25)[~pasted])
+    assert torch.equal(mixed_labels[mask], labels[mask])
+    assert torch.equal(mixed_labels[~mask], pseudo_labels[~mask])
+    assert (weights[mask] == 1).all()
+    torch.testing.assert_close(weights[~mask], torch.full_like(weights[~mask], sure))
+    assert torch.equal(hidden_of, target * 0.5)
+    assert hidden is hidden_found
+    assert not torch.equal(hidden, hidden_of)
+    assert mask_labels is pseudo_labels
+
+    (_, source_loss), (_, mix_loss), (_, mask_loss) = [(one, loss.detach()) for (one, loss), _ in seen["backward"]]
+    logged = load_checkpoint(tmp_path / "run/checkpoint_last.pt")["history"][-1]["train"]
+    expected = {"loss": float(source_loss), "loss_mix": 2 * float(mix_loss), "loss_mask": float(mask_loss) / 2}
+    assert logged["sure"] == pytest.approx(sure)
+    assert {name: logged[name] for name in expected} == pytest.approx(expected)
+    assert float(mix_loss) == pytest.approx(0.5 * float(loss_mix.detach()))
+    assert float(mask_loss) == pytest.approx(2 * sure * float(consistency.detach()))
+
+
 def test_a_lower_confidence_weighs_the_target_more(script, game, city, tmp_path):
     shares = []
     for confidence in (0, 1):
@@ -320,7 +383,18 @@ def test_a_teacher_may_move_and_must_be_the_same(script, game, city, tmp_path, t
 def test_a_moving_teacher_and_its_student_start_from_the_checkpoint(script, game, city, tmp_path, trained):
     flags = ("--max-steps", 2, "--teacher", "moving", "--teacher-checkpoint", trained)
     assert script(*dacs(game, city, tmp_path / "moving", *flags)).status == 0
+    card = (tmp_path / "moving/model_card.md").read_text()
+    assert f"the network of {trained}" in card
+    assert "the moving average of the student" in card
     assert script(*dacs(game, city, tmp_path / "init", "--max-steps", 2, "--init", trained)).status == 0
+    start = load_checkpoint(trained)["weights"]
+    parameters = dict(build_segmenter("bisenet").named_parameters())
+    for begun in (flags, ("--init", trained)):  # a rate of 0 leaves parameters where they started
+        run = tmp_path / f"still{begun[-2]}"
+        assert script(*dacs(game, city, run, *begun, "--max-steps", 1, "--lr", 0)).status == 0
+        still = load_checkpoint(run / "checkpoint_last.pt")
+        for kept in (still["weights"], still["training"]["student"]):
+            assert all(torch.equal(kept[name], start[name]) for name in parameters)
     moving, init = (load_checkpoint(tmp_path / name / "checkpoint_last.pt") for name in ("moving", "init"))
     assert same(moving["weights"], init["weights"])
     assert same(moving["training"], init["training"])
@@ -332,6 +406,12 @@ def test_what_cannot_teach_is_one_line(script, game, city, tmp_path, heavy, trai
 
     assert "--teacher-checkpoint FILE" in said("--teacher", "frozen")
     assert "deeplabv2" in said("--teacher", "moving", "--teacher-checkpoint", heavy)
+    multi = tmp_path / "multi.pt"
+    checkpoint = load_checkpoint(trained)
+    save_checkpoint(multi, checkpoint | {"network": checkpoint["network"] | {"num_classes": 7}})
+    refused = said("--teacher", "moving", "--teacher-checkpoint", multi)
+    assert "num_classes 7" in refused
+    assert "--init" not in refused
     assert "--init" in said("--teacher", "moving", "--teacher-checkpoint", trained, "--init", trained)
     assert "cannot be read" in said("--teacher-checkpoint", tmp_path / "none.pt")
     assert not (tmp_path / "never").exists()

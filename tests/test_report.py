@@ -22,7 +22,7 @@ from utils.comparison import METHODS, comparison
 from utils.errors import UserError
 from utils.figures import charts, series
 from utils.manifest import OwnFolder
-from utils.methods import method_name
+from utils.methods import method_name, started_from
 from utils.pictures import WRONG, errors
 from utils.published import PER_CLASS
 from utils.report_tables import assigned_tables
@@ -297,6 +297,21 @@ def test_methods_are_named_as_in_the_literature(runs):
     dacs |= {"teacher_checkpoint": None, "lambda_mix": 1.0, "decay": 0.99, "confidence": 0.968}
     assert method_name(dacs) == "DACS"
     assert method_name(dacs | {"beta": 0.01, "decay": 0.95}) == "DACS + FDA beta 0.01 + decay 0.95"
+    taught = dacs | {"teacher": "frozen", "teacher_checkpoint": "heavy/checkpoint_last.pt"}
+    assert method_name(taught) == "DACS + frozen teacher"
+    assert started_from(taught) is None
+    assert started_from(taught | {"teacher": "moving"}) == "heavy/checkpoint_last.pt"
+    assert started_from(dacs | {"teacher": "moving"}) is None
+    assert started_from(dacs | {"teacher": "moving", "init": "a.pt"}) == "a.pt"
+
+
+def test_seeds_with_a_teacher_of_their_own_are_one_experiment(copied):
+    made = [copied("source-0", "a"), copied("source-1", "b"), copied("source-0", "c")]
+    for run, teacher in zip(made, ("heavy-0/checkpoint_last.pt", "heavy-1/checkpoint_last.pt", None), strict=True):
+        config = json.loads((run / "config.json").read_text())
+        config["arguments"]["teacher_checkpoint"] = teacher
+        (run / "config.json").write_text(json.dumps(config))
+    assert [len(one.runs) for one in experiments([read_run(path) for path in made])] == [2, 1]
 
 
 def test_report_groups_seeds_and_tells_settings_apart(script, copied):

@@ -157,11 +157,11 @@ def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
 
 
 def start_from(model: nn.Module, path: Path) -> None:
-    """Copies the weights of another run's network (`--init`). Raises `UserError` for another architecture."""
+    """Copies the weights of another run's network. Raises `UserError` for another architecture."""
     checkpoint = load_checkpoint(path)
     if checkpoint["network"] != model.options:
         raise UserError(
-            f"--init {path} holds {describe(checkpoint['network'])}, this run builds {describe(model.options)}"
+            f"{path} holds {describe(checkpoint['network'])}, no start for this run's {describe(model.options)}"
         )
     model.load_state_dict(checkpoint["weights"])
 

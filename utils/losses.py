@@ -74,7 +74,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def weighted_by_pixel(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS, equation 3)."""
+    """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS)."""
     total = (pixelwise(logits, labels) * weights).sum()
     return total / pixels(labels != IGNORE)
 

@@ -25,6 +25,12 @@ PLAIN = {
 """What a method's name does not say: the values in which it is as published."""
 
 
+def started_from(settings: dict[str, Any]) -> str | None:
+    """The run whose network a run started from, if it did: --init's, or the one that a moving teacher was."""
+    moving = settings.get("teacher") == "moving"
+    return settings["init"] or (settings.get("teacher_checkpoint") if moving else None)
+
+
 def in_short(value: Any) -> str:
     """A setting's value; of a path its last part."""
     if isinstance(value, str) and "/" in value:

@@ -12,7 +12,7 @@ from datasets.labels import IGNORE
 from .distributed import mean_over_ranks
 
 SURE = 0.968
-"""A pixel whose pseudo-label has more than this probability counts as sure (DACS, section 4.1)."""
+"""A pixel whose pseudo-label has more than this probability counts as sure (DACS)."""
 
 
 def class_mask(labels: Tensor) -> Tensor:
@@ -23,7 +23,8 @@ def class_mask(labels: Tensor) -> Tensor:
     flat = labels.flatten(1).long()
     present = torch.zeros(len(flat), IGNORE + 1, device=labels.device).scatter_(1, flat, 1.0)
     present[:, IGNORE] = 0
-    order = (torch.rand(present.shape).to(labels.device) + 1) * present  # those that are not present come last
+    drawn = torch.rand(present.shape).to(labels.device, non_blocking=True)
+    order = (drawn + 1) * present  # those that are not present come last
     place = order.argsort(dim=1, descending=True).argsort(dim=1)
     chosen = place < (present.sum(dim=1, keepdim=True) + 1) // 2
     return chosen.gather(1, flat).view_as(labels)
@@ -36,7 +37,8 @@ def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def pseudo_label_weight(confidence: Tensor, threshold: float = SURE) -> Tensor:
-    """Share of the batch's target pixels that are sure: the weight of every one of them (DACS, equation 4)."""
+    """Share of the batch's target pixels that are sure, with --accumulate of a part's: the weight of every one of them
+    (DACS; the batch's share, as in its public code)."""
     return mean_over_ranks((confidence > threshold).float().mean())
 
 

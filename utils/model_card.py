@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .methods import started_from
 from .tables import markdown, result_tables
 
 NAME = "model_card.md"
@@ -31,6 +32,7 @@ def model_card(config: dict[str, Any], result: dict[str, Any]) -> str:
         ("script", f"`{config['script']}`"),
         ("trained", f"{result['step']} steps of {arguments['batch_size']}, seed {result['seed']}"),
         ("backbone began with", _beginning(arguments)),
+        *_teacher(arguments),
         ("code", f"commit `{config['commit'] or 'unknown'}`"),
         ("with", ", ".join(f"{name} {version}" for name, version in config["versions"].items())),
         ("on", config["device"]),
@@ -62,9 +64,19 @@ def model_card(config: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def _beginning(arguments: dict[str, Any]) -> str:
-    if arguments["init"] is not None:
-        return f"the network of {arguments['init']}"
+    earlier = started_from(arguments)
+    if earlier is not None:
+        return f"the network of {earlier}"
     return {"none": "random weights", "imagenet": "ImageNet's weights"}.get(arguments["weights"], arguments["weights"])
+
+
+def _teacher(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+    """Whose the weights are and who labelled the target, where a mean teacher was trained."""
+    if "teacher" not in arguments:
+        return []
+    labeller = arguments["teacher_checkpoint"] if arguments["teacher"] == "frozen" else "the average"
+    kept = "the moving average of the student; the student itself is under `training` in checkpoint_last.pt"
+    return [("weights", kept), ("target labelled by", str(labeller))]
 
 
 def _use(name: str, script: str) -> str:

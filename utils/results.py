@@ -16,7 +16,7 @@ from datasets.labels import CLASS_NAMES
 
 from .checkpoint import BEST, LAST
 from .errors import UserError
-from .methods import evaluated_as, in_short, method_name
+from .methods import evaluated_as, in_short, method_name, started_from
 
 BESIDE = {
     "seed",
@@ -127,7 +127,7 @@ class Experiment:
         config = self.runs[0].config
         s = config["arguments"]
         start = {"none": "scratch", "imagenet": "ImageNet"}.get(s["weights"], "a file")
-        start = "an earlier run" if s["init"] else start
+        start = "an earlier run" if started_from(s) else start
         words = (
             f"{'x'.join(str(side) for side in s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
         )
@@ -183,6 +183,8 @@ def read_unfinished(directory: Path) -> Measured | None:
 def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measured:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     settings = {key: value for key, value in config["arguments"].items() if key not in BESIDE}
+    if settings.get("teacher_checkpoint") is not None:
+        settings["teacher_checkpoint"] = "a run"  # of its own for each seed, as labellers are
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     history = tuple(json.loads(line) for line in lines)
     for entry in history:
