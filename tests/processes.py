@@ -3,16 +3,19 @@
     torchrun --nproc-per-node=2 tests/processes.py GAME CITY LABELLER OUT
 
 OUT/SCRIPT-gradients.pt holds the gradients of a script's first step, with batch normalisation in evaluation mode (as
-torch synchronises it on GPUs only); OUT/SCRIPT is a whole run; OUT/interrupted one that was stopped and resumed.
+torch synchronises it on GPUs only) and with what the ranks draw for themselves fixed; OUT/SCRIPT is a whole run;
+OUT/SCRIPT-interrupted one that was stopped and resumed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -23,9 +26,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import SMALL, SOURCE  # noqa: E402
 
+import train_dacs  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.gradients import Gradients  # noqa: E402
 from utils.interruption import Interruption, Stop  # noqa: E402
+from utils.mixing import pseudo_label_weight  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -41,9 +46,12 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
         "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
         "train_fda": [*both, "--beta", 0.05, "--entropy-from", 0],
         "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0],
-        "train_dacs": both,
+        "train_dacs": [*both, "--lambda-mask", 1, "--confidence", 0.1],
     }
     return {name: [str(flag) for flag in flags] for name, flags in found.items()}
+
+
+INTERRUPTED = ("train_adversarial", "train_dacs")
 
 
 class FirstStepDone(Exception):
@@ -61,15 +69,21 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
         if len(kept) == (3 if name == "train_adversarial" else 1):
             raise FirstStepDone
 
-    train, stepped = _BatchNorm.train, Gradients.update
-    _BatchNorm.train = lambda self, mode=True: nn.Module.train(self, False)
-    Gradients.update = update
-    try:
+    def weight(confidence: torch.Tensor, threshold: float) -> torch.Tensor:
+        sure = pseudo_label_weight(confidence, threshold)
+        assert 0 < sure < 1, "the threshold lies between no pixel and all"
+        return sure
+
+    with (
+        patch.object(_BatchNorm, "train", lambda self, mode=True: nn.Module.train(self, False)),
+        patch.object(Gradients, "update", update),
+        patch.object(train_dacs, "class_mask", lambda labels: (labels % 2 == 0) & (labels != 255)),
+        patch.object(train_dacs, "StrongAugmentation", lambda: lambda images: images),
+        patch.object(train_dacs, "masked", lambda images: images * (torch.arange(images.shape[-1]) % 8 < 4)),
+        patch.object(train_dacs, "pseudo_label_weight", weight),
+        contextlib.suppress(FirstStepDone),
+    ):
         call(name, [*flags, "--epochs", "1", "--run-dir", str(out / f"{name}-first")])
-    except FirstStepDone:
-        pass
-    finally:
-        _BatchNorm.train, Gradients.update = train, stepped
     torch.save(kept, out / f"{name}-gradients-{distributed.rank()}.pt")
 
 
@@ -84,22 +98,22 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     todo = commands(game, city, labeller)
     for name, flags in todo.items():
-        if name != "train_dacs":  # whose random masks are each rank's own
-            first_step(name, flags, out)
+        first_step(name, flags, out)
     for name, flags in todo.items():
         call(name, [*flags, "--epochs", "2", "--run-dir", str(out / name)])
 
     # Only the last rank is told to stop, once within an epoch and once at its end; all have to.
-    pauses, stop = itertools.count(), Interruption.stop
     last = distributed.rank() == distributed.ranks() - 1
-    Interruption.stop = lambda self: Stop("stopped by a test", 99) if last and next(pauses) in (2, 5) else None
-    for _ in range(3):
-        try:
-            call("train_adversarial", [*todo["train_adversarial"], "--epochs", "2", "--resume", "--run-dir",
-                                       str(out / "interrupted")])  # fmt: skip
-        except SystemExit as ended:
-            print("stopped", distributed.rank(), "with", ended.code, file=sys.stderr)
-    Interruption.stop = stop
+    for name in INTERRUPTED:
+        told = (Stop("stopped by a test", 99) if last and pause in (2, 5) else None for pause in itertools.count())
+        with patch.object(Interruption, "stop", lambda self, told=told: next(told)):
+            for _ in range(3):
+                try:
+                    call(
+                        name, [*todo[name], "--epochs", "2", "--resume", "--run-dir", str(out / f"{name}-interrupted")]
+                    )
+                except SystemExit as ended:
+                    print(name, "stopped", distributed.rank(), "with", ended.code, file=sys.stderr)
     distributed.end()
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import assert_same_runs, one_line_error, write_cityscapes, write_gta5
-from processes import ROOT, commands
+from processes import INTERRUPTED, ROOT, commands
 from soak import ENVIRONMENT
 
 from datasets import cityscapes
@@ -40,7 +40,7 @@ def world(tmp_path_factory):
     return home, out, err
 
 
-@pytest.mark.parametrize("name", SCRIPTS[:-1])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_first_steps_gradients_are_those_of_one_process_with_the_whole_batch(world, name):
     home, _, _ = world
     (one,) = [torch.load(path) for path in home.glob(f"one/{name}-gradients-*.pt")]
@@ -76,11 +76,12 @@ def test_only_the_first_rank_writes_and_prints(world):
         assert len(lines) == len((home / "one" / name / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world):
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world, name):
     home, out, err = world
-    assert err.count("stopped 0 with 99") == err.count("stopped 1 with 99") == 2
-    assert "Go on with: torchrun --nproc-per-node=2 train_adversarial.py" in out
-    assert_same_runs(home / "two/train_adversarial", home / "two/interrupted")
+    assert err.count(f"{name} stopped 0 with 99") == err.count(f"{name} stopped 1 with 99") == 2
+    assert f"Go on with: torchrun --nproc-per-node=2 {name}.py" in out
+    assert_same_runs(home / f"two/{name}", home / f"two/{name}-interrupted")
 
 
 def test_another_number_of_processes_is_told(world, script):
