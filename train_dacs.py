@@ -15,6 +15,9 @@ The moving average is the headline, what is kept and deployed, also where a froz
 labels in its place. Its batch normalisation has the target's statistics, of pictures as they are trained on (scaled
 and cropped; `eval.py --adapt-bn` takes whole ones), the student's a mixture's. The student's figures on the target
 stand beside it in metrics.jsonl and on the console.
+
+A target picture scaled down is surrounded by the mean colour, and having no label says nowhere where: the teacher
+labels that border too. `--scales 1 1.5 1.75 2` leaves it out, for both domains.
 """
 
 from __future__ import annotations
