@@ -362,6 +362,8 @@ def test_a_frozen_network_of_any_architecture_labels_and_the_small_one_is_kept(
     run = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
     assert run["network"]["name"] == "bisenet"
     assert run["history"][-1]["train"]["sure"] == 1
+    card = (tmp_path / "run/model_card.md").read_text().splitlines()
+    assert [str(heavy) in line for line in card if line.startswith("| target labelled by ")] == [True]
     used = arguments(tmp_path / "run")
     assert (used["teacher"], len(used["teacher_sha256"])) == ("frozen", 64)
     assert script("eval", tmp_path / "run/checkpoint_last.pt", "--workers", 0, "--device", "cpu").status == 0
