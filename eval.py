@@ -21,21 +21,22 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adaptation.adabn import adapt_to
 from datasets import SegmentationSet, cityscapes, gta5
 from datasets.check import check
 from datasets.files import picture_size, read_image
 from datasets.geometry import resize_image, resize_label
 from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
+from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
-from utils.adabn import adapt_to
-from utils.arguments import add_machine_flags, positive
-from utils.checkpoint import build_from_checkpoint, load_checkpoint, write_json
-from utils.ensemble import MeanSoftmax
+from models.ensemble import MeanSoftmax
+from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.evaluation import evaluate, predict
+from training.gradients import PRECISIONS
 from utils.errors import Parser, UserError, run_script
-from utils.evaluation import evaluate, predict
-from utils.gradients import PRECISIONS
-from utils.pictures import panel
+from utils.files import write_json
+from utils.flags import add_machine_flags, positive
 from utils.tables import result_tables
 
 PANEL_WIDTH = 512

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from models import build_discriminator, build_segmenter
 from models.deployment import Deployed
-from utils.arguments import default_device, device, positive, size
-from utils.checkpoint import write_atomically, write_json
+from training.gradients import PRECISIONS
+from training.provenance import device_name
 from utils.errors import Parser, UserError, run_script
-from utils.gradients import PRECISIONS
-from utils.provenance import device_name
+from utils.files import write_atomically, write_json
+from utils.flags import default_device, device, positive, size
 from utils.tables import markdown
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

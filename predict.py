@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from datasets.files import SUFFIXES, read_image
 from datasets.labels import CLASS_NAMES
-from utils.arguments import default_device, device
-from utils.checkpoint import build_from_checkpoint, load_checkpoint
+from datasets.pictures import legend, overlay, stacked
+from models.gradcam import LAYERS, grad_cam, layer_named
+from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.prediction import Maps, maps, network_input
 from utils.errors import Parser, UserError, run_script
-from utils.gradcam import LAYERS, grad_cam, layer_named
-from utils.pictures import legend, overlay, stacked
-from utils.prediction import Maps, maps, network_input
+from utils.flags import default_device, device
 
 LEGEND_WIDTH = 240
 """A legend is at least so wide, also below a smaller picture."""

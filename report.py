@@ -18,12 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import default_device, device, whole
-from utils.comparison import comparison, in_order
-from utils.errors import Parser, UserError, run_script
-from utils.provenance import commit
-from utils.report_tables import Costs, assigned_tables
-from utils.results import (
+from reporting.comparison import comparison, in_order
+from reporting.results import (
     Experiment,
     Measured,
     Unfinished,
@@ -34,6 +30,10 @@ from utils.results import (
     read_unfinished,
     told_apart,
 )
+from reporting.tables import Costs, assigned_tables
+from training.provenance import commit
+from utils.errors import Parser, UserError, run_script
+from utils.flags import default_device, device, whole
 from utils.tables import markdown, mean_and_deviation
 
 HEADER = ("experiment", "runs", "accuracy (%)", "mIoU (%)", "classes", "oracle best mIoU (%)", "source mIoU (%)")
@@ -145,10 +145,10 @@ def row(name: str, experiment: Experiment) -> list[str]:
 
 def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, left_out: list[str]) -> None:
     """All documents into --out."""
-    from utils.documents import drawn, html_document, latex_document, markdown_document, png
-    from utils.figures import charts  # matplotlib is read where it is needed: the printed table takes no second
-    from utils.manifest import OwnFolder
-    from utils.qualitative import scenes
+    from reporting.documents import drawn, html_document, latex_document, markdown_document, png
+    from reporting.figures import charts  # matplotlib is read where it is needed: the printed table takes no second
+    from reporting.manifest import OwnFolder
+    from reporting.qualitative import scenes
 
     folder = OwnFolder(args.out)  # refuses before anything is computed
     found = in_order(found)

@@ -23,30 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from adaptation.adabn import statistics_kept
+from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
+from adaptation.entropy import min_entropy_loss
+from adaptation.losses import PixelLoss, cross_entropy, segmentation_loss
+from datasets.appearance import Appearance, to_float
 from models import build_discriminator
 from models.discriminator import MIN_SIDE
-from utils.adabn import statistics_kept
-from utils.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
-from utils.appearance import Appearance, to_float
-from utils.arguments import (
-    add_statistics_flag,
-    fused,
-    geometry,
-    number,
-    parse,
-    pixel_loss,
-    poly,
-    segmenter,
-    sgd,
-    source_sets,
-    target_set,
-    training_parser,
-)
-from utils.entropy import min_entropy_loss
+from training.building import fused, geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.flags import add_statistics_flag, parse, training_parser
+from training.gradients import Gradients
+from training.run import Run
 from utils.errors import UserError, run_script
-from utils.gradients import Gradients
-from utils.losses import PixelLoss, cross_entropy, segmentation_loss
-from utils.run import Run
+from utils.flags import number
 
 SUFFIX = ("", "_auxiliary")
 """Of what is logged, by level: the main logits, and with --level multi the auxiliary ones."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 
-from utils.appearance import to_float
-from utils.arguments import geometry, parse, pixel_loss, poly, segmenter, sgd, target_set, training_parser
+from adaptation.losses import segmentation_loss
+from datasets.appearance import to_float
+from training.building import geometry, pixel_loss, poly, segmenter, sgd, target_set
+from training.flags import parse, training_parser
+from training.run import Run
 from utils.errors import run_script
-from utils.losses import segmentation_loss
-from utils.run import Run
 
 
 def parse_args() -> argparse.Namespace:

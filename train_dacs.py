@@ -28,31 +28,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from adaptation.fda import fda
+from adaptation.losses import cross_entropy, segmentation_loss, weighted_by_pixel
+from adaptation.masking import masked
+from adaptation.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
+from adaptation.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
+from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts
 from datasets.geometry import resize_label
 from datasets.rare_classes import RareClasses
 from models.layers import resize
-from utils.appearance import Appearance, to_float
-from utils.arguments import (
-    geometry,
-    number,
-    parse,
-    pixel_loss,
-    poly,
-    segmenter,
-    sgd,
-    source_sets,
-    target_set,
-    training_parser,
-)
-from utils.checkpoint import build_from_checkpoint, describe, load_checkpoint, sha256
+from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.checkpoint import build_from_checkpoint, describe, load_checkpoint, sha256
+from training.flags import parse, training_parser
+from training.run import Run
 from utils.errors import UserError, run_script
-from utils.fda import fda
-from utils.losses import cross_entropy, segmentation_loss, weighted_by_pixel
-from utils.masking import masked
-from utils.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
-from utils.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
-from utils.run import Run
+from utils.flags import number
 
 RECIPES = {
     "dacs": {},

@@ -18,28 +18,18 @@ from __future__ import annotations
 import argparse
 import copy
 
+from adaptation.entropy import charbonnier_entropy_loss
+from adaptation.fda import fda
+from adaptation.lab import match_lab
+from adaptation.losses import segmentation_loss
 from datasets import SegmentationSet
-from utils.appearance import Appearance, to_float
-from utils.arguments import (
-    geometry,
-    number,
-    parse,
-    pixel_loss,
-    poly,
-    segmenter,
-    sgd,
-    source_sets,
-    target_set,
-    training_parser,
-    whole,
-)
-from utils.entropy import charbonnier_entropy_loss
+from datasets.appearance import Appearance, to_float
+from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.flags import parse, training_parser
+from training.resumption import refuse_used
+from training.run import Run
 from utils.errors import UserError, run_script
-from utils.fda import fda
-from utils.lab import match_lab
-from utils.losses import segmentation_loss
-from utils.resumption import refuse_used
-from utils.run import Run
+from utils.flags import number, whole
 
 
 def parse_args() -> argparse.Namespace:

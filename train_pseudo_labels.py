@@ -22,32 +22,21 @@ from pathlib import Path
 
 from torch import nn
 
+from adaptation.adabn import adapt_to, statistics_kept
+from adaptation.fda import fda
+from adaptation.losses import segmentation_loss
+from adaptation.pseudo_labels import pseudo_labelled
 from datasets import SegmentationSet
-from utils.adabn import adapt_to, statistics_kept
-from utils.appearance import Appearance, to_float
-from utils.arguments import (
-    add_statistics_flag,
-    geometry,
-    number,
-    parse,
-    pixel_loss,
-    poly,
-    positive,
-    segmenter,
-    sgd,
-    source_sets,
-    target_set,
-    training_parser,
-)
-from utils.checkpoint import build_from_checkpoint, load_checkpoint, sha256
+from datasets.appearance import Appearance, to_float
+from models.ensemble import MeanSoftmax
+from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.checkpoint import build_from_checkpoint, load_checkpoint, sha256
+from training.flags import add_statistics_flag, parse, training_parser
+from training.resumption import refuse_used
+from training.run import Run
 from utils.distributed import first_then_others
-from utils.ensemble import MeanSoftmax
 from utils.errors import UserError, run_script
-from utils.fda import fda
-from utils.losses import segmentation_loss
-from utils.pseudo_labels import pseudo_labelled
-from utils.resumption import refuse_used
-from utils.run import Run
+from utils.flags import number, positive
 
 
 def parse_args() -> argparse.Namespace:

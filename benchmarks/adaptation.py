@@ -20,11 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.arguments import cores, default_device, device, positive, size, whole  # noqa: E402
-from utils.checkpoint import write_json  # noqa: E402
+from training.gradients import PRECISIONS  # noqa: E402
+from training.provenance import commit, device_name  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
-from utils.gradients import PRECISIONS  # noqa: E402
-from utils.provenance import commit, device_name  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.flags import cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.tables import markdown, mean_and_deviation  # noqa: E402
 
 

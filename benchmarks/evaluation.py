@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datasets.labels import IGNORE  # noqa: E402
-from utils.arguments import default_device, device, positive, size  # noqa: E402
+from training.provenance import device_name  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
+from utils.flags import default_device, device, positive, size  # noqa: E402
 from utils.metrics import ConfusionMatrix  # noqa: E402
-from utils.provenance import device_name  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 CLASSES = 19

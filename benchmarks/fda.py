@@ -23,10 +23,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.arguments import default_device, device, number, positive, size  # noqa: E402
+from adaptation.fda import fda, half_width  # noqa: E402
+from training.provenance import device_name  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
-from utils.fda import fda, half_width  # noqa: E402
-from utils.provenance import device_name  # noqa: E402
+from utils.flags import default_device, device, number, positive, size  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 
@@ -62,7 +62,7 @@ def main() -> None:
                      f"{difference:.1e}"])  # fmt: skip
     print(f"{args.batch_size} pictures of {width}x{height}, {args.runs} runs of each in turn, medians; ours on "
           f"{device_name(args.device)}, torch {torch.__version__}, NumPy {np.__version__}\n")  # fmt: skip
-    header = ("beta", "b", "utils.fda.fda (ms)", "NumPy, whole plane (ms)", "times faster", "largest difference")
+    header = ("beta", "b", "adaptation.fda.fda (ms)", "NumPy, whole plane (ms)", "times faster", "largest difference")
     print(markdown(header, rows))
 
 

@@ -24,10 +24,11 @@ from measure_flops import timed  # noqa: E402
 from models import SEGMENTERS, build_segmenter  # noqa: E402
 from models.bisenet import CHANNELS  # noqa: E402
 from models.deployment import Deployed  # noqa: E402
-from utils.arguments import BACKBONES, default_device, device, positive, size  # noqa: E402
+from training.flags import BACKBONES  # noqa: E402
+from training.gradients import PRECISIONS  # noqa: E402
+from training.provenance import device_name  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
-from utils.gradients import PRECISIONS  # noqa: E402
-from utils.provenance import device_name  # noqa: E402
+from utils.flags import default_device, device, positive, size  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 

@@ -32,8 +32,9 @@ from datasets.geometry import Geometry  # noqa: E402
 from datasets.labels import id_table  # noqa: E402
 from datasets.prepared import prepared  # noqa: E402
 from datasets.stream import TrainingStream, batches, training_loader  # noqa: E402
-from utils.arguments import MOVED, cores, positive, size, whole  # noqa: E402
+from training.flags import MOVED  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
+from utils.flags import cores, positive, size, whole  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 SOURCE_SIZE, TARGET_SIZE = (1914, 1052), (2048, 1024)

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.loading import draw  # noqa: E402
 from benchmarks.training import add_flags, ours  # noqa: E402
+from training.gradients import default_precision  # noqa: E402
+from training.provenance import device_name  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
-from utils.gradients import default_precision  # noqa: E402
-from utils.provenance import device_name  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 BASELINE = "source only"

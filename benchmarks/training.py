@@ -30,17 +30,17 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from adaptation.fda import half_width  # noqa: E402
 from benchmarks.fda import by_numpy  # noqa: E402
 from benchmarks.loading import Plain, draw  # noqa: E402
 from datasets import cityscapes, gta5  # noqa: E402
 from datasets.labels import IGNORE  # noqa: E402
 from models import build_discriminator, build_segmenter  # noqa: E402
-from utils.arguments import cores, default_device, device, positive, size, whole  # noqa: E402
+from training.gradients import PRECISIONS, default_precision  # noqa: E402
+from training.provenance import device_name  # noqa: E402
+from training.run import Run  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
-from utils.fda import half_width  # noqa: E402
-from utils.gradients import PRECISIONS, default_precision  # noqa: E402
-from utils.provenance import device_name  # noqa: E402
-from utils.run import Run  # noqa: E402
+from utils.flags import cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 BETA = 0.01

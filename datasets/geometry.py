@@ -1,6 +1,6 @@
 """Where pixels go: resizing, random scale, crop and horizontal flip, for a picture and its label alike.
 
-Appearance never changes here (it does on the device, in `utils/appearance.py`), and no state is kept: every random
+Appearance never changes here (it does on the device, in `datasets/appearance.py`), and no state is kept: every random
 number comes from the generator that is passed in.
 """
 

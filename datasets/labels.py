@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from utils import metrics
 from utils.errors import UserError
 
 VERSION = 1
 """Raised whenever a table below changes its meaning, so that prepared data made with the old one are not used."""
 
-IGNORE = 255
-"""Train id of every pixel that counts nowhere: not in the loss, not in a metric."""
+IGNORE = metrics.IGNORE
+"""255, the train id of every pixel that counts nowhere: not in the loss, not in a metric."""
 
 # (Cityscapes id, name, train id or IGNORE, colour); id 34 is GTA5's index for the licence plate (Cityscapes: -1).
 _TABLE = (

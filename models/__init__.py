@@ -1,4 +1,7 @@
-"""Segmentation networks and discriminators; nothing else. Imports neither `datasets` nor `utils`."""
+"""Networks and what belongs to one: segmenters, discriminators, their weights, deployment, ensembles, Grad-CAM.
+
+Data are not known here: `datasets` may not be imported. Losses and optimizers are elsewhere too.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
-from utils.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint
 from utils.errors import run_script
 from utils.interruption import Interruption, Stop
 

@@ -27,10 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from conftest import SMALL, SOURCE  # noqa: E402
 
 import train_dacs  # noqa: E402
+from adaptation.mixing import pseudo_label_weight  # noqa: E402
+from training.gradients import Gradients  # noqa: E402
 from utils import distributed  # noqa: E402
-from utils.gradients import Gradients  # noqa: E402
 from utils.interruption import Interruption, Stop  # noqa: E402
-from utils.mixing import pseudo_label_weight  # noqa: E402
 
 torch.set_num_threads(1)
 

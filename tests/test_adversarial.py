@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error
 from torch import nn
 
-from models import build_discriminator, build_segmenter
-from models.discriminator import Discriminator
-from train_adversarial import discriminator_gradients, discriminators_for, segmenter_gradients
-from utils.adversarial import (
+from adaptation.adversarial import (
     SOURCE as SOURCE_LABEL,
 )
-from utils.adversarial import (
+from adaptation.adversarial import (
     TARGET,
     domain_accuracy,
     least_squares,
     vanilla,
 )
-from utils.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
-from utils.gradients import Gradients
-from utils.losses import segmentation_loss
+from adaptation.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
+from adaptation.losses import segmentation_loss
+from models import build_discriminator, build_segmenter
+from models.discriminator import Discriminator
+from train_adversarial import discriminator_gradients, discriminators_for, segmenter_gradients
+from training.gradients import Gradients
 
 
 def options(**changed):

@@ -8,11 +8,11 @@ import torch
 from conftest import one_line_error, source_only, upper, write_cityscapes
 from PIL import Image
 
+from adaptation.adabn import adapt_batch_norm
 from datasets import cityscapes
 from datasets.labels import CITYSCAPES_PALETTE, CLASS_NAMES
-from utils.adabn import adapt_batch_norm
-from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
-from utils.ensemble import MeanSoftmax
+from models.ensemble import MeanSoftmax
+from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from utils.metrics import ConfusionMatrix
 
 

@@ -19,7 +19,7 @@ from datasets import cityscapes, gta5
 from datasets.check import check
 from datasets.files import read_image, read_label
 from datasets.labels import CITYSCAPES_PALETTE, IGNORE, NUM_CLASSES, load_mapping
-from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 SECONDS = 5

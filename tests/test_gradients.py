@@ -8,12 +8,12 @@ import torch
 from conftest import assert_resumes_exactly, one_line_error, same, source_only, upper
 from torch import nn
 
+from adaptation.losses import segmentation_loss
 from models import build_segmenter
-from utils.arguments import fused
-from utils.checkpoint import load_checkpoint
+from training.building import fused
+from training.checkpoint import load_checkpoint
+from training.gradients import LEAST_SCALE, Gradients, compiled, default_precision
 from utils.errors import UserError
-from utils.gradients import LEAST_SCALE, Gradients, compiled, default_precision
-from utils.losses import segmentation_loss
 
 CPU = torch.device("cpu")
 

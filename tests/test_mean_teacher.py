@@ -9,16 +9,16 @@ from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, same
 from torch import nn
 
 import train_dacs
+from adaptation.losses import cross_entropy, weighted_by_pixel
+from adaptation.masking import block_mask, block_side, masked
+from adaptation.mean_teacher import DECAY, follow, label, teach, teacher_of
+from adaptation.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from datasets.geometry import PADDING
 from datasets.labels import PALETTE
+from datasets.pictures import row
 from models import build_segmenter
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.gradients import Gradients
-from utils.losses import cross_entropy, weighted_by_pixel
-from utils.masking import block_mask, block_side, masked
-from utils.mean_teacher import DECAY, follow, label, teach, teacher_of
-from utils.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
-from utils.pictures import row
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.gradients import Gradients
 
 
 def test_the_mask_takes_half_of_the_classes_rounded_up_and_never_ignore():

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import source_only, train_ids, upper
 
+from adaptation.entropy import prediction_entropy
+from adaptation.losses import cross_entropy, focal, median_frequency_weights, ohem, segmentation_loss
 from datasets import gta5
 from datasets.frequencies import class_counts, class_frequencies
-from utils.arguments import pixel_loss
-from utils.entropy import prediction_entropy
-from utils.losses import cross_entropy, focal, median_frequency_weights, ohem, segmentation_loss
+from training.building import pixel_loss
 from utils.metrics import ConfusionMatrix
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import ids, one_line_error, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
 
-from utils.checkpoint import save_checkpoint
+from training.checkpoint import save_checkpoint
 
 
 def test_mistakes_in_data_are_one_line(script, city, game, tmp_path):

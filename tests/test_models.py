@@ -255,7 +255,7 @@ def test_deeplabv2_loads_torchvisions_weights_and_freezes_batch_norm(tmp_path):
 def test_deeplabv2s_classifier_learns_at_ten_times_the_rate():
     from argparse import Namespace
 
-    from utils.arguments import sgd
+    from training.building import sgd
 
     net = build_segmenter("deeplabv2", multi_level=True)
     optimizer = sgd(net, Namespace(lr=2.5e-4, weight_decay=5e-4))

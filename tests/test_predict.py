@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from conftest import one_line_error, picture, run_once, save, upper, write_cityscapes
 from PIL import Image
 
+from adaptation.entropy import prediction_entropy
 from datasets.files import read_image
 from datasets.labels import CLASS_NAMES, PALETTE
+from datasets.pictures import legend
 from models import build_segmenter
+from models.gradcam import LAYERS, grad_cam, layer_named
 from models.layers import resize
-from utils import prediction
-from utils.checkpoint import build_from_checkpoint, load_checkpoint
-from utils.entropy import prediction_entropy
-from utils.gradcam import LAYERS, grad_cam, layer_named
-from utils.pictures import legend
+from training import prediction
+from training.checkpoint import build_from_checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="module")

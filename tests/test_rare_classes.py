@@ -109,7 +109,7 @@ def test_labels_are_counted_once_and_bad_ones_passed_over(script, game, city, tm
     command = ("train_dacs", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--max-steps", 2, "--rare-classes",
                "--run-dir")  # fmt: skip
     calls = []
-    for module in (train_dacs, __import__("utils.arguments", fromlist=["class_counts"])):
+    for module in (train_dacs, __import__("training.arguments", fromlist=["class_counts"])):
         monkeypatch.setattr(module, "class_counts", lambda *given: calls.append(given) or class_counts(*given))
     done = script(*command, tmp_path / "run", "--loss", "weighted")
     assert done.status == 0, done.err

@@ -29,17 +29,18 @@ from PIL import Image
 from soak import ENVIRONMENT, ROOT, commands, finished, killed_and_resumed, start
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adaptation.adversarial import TARGET, vanilla
+from adaptation.losses import cross_entropy, focal, ohem, segmentation_loss, weighted_by_pixel
 from datasets import cityscapes
 from datasets.geometry import Geometry
 from datasets.stream import Replaced, TrainingStream
 from models import build_discriminator, build_segmenter
-from utils import checkpoint as checkpoints
-from utils.adversarial import TARGET, vanilla
-from utils.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint, write_atomically
+from training import checkpoint as checkpoints
+from training.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint
+from training.lock import STALE_SECONDS, DirectoryLock
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.interruption import Interruption, Stop
-from utils.lock import STALE_SECONDS, DirectoryLock
-from utils.losses import cross_entropy, focal, ohem, segmentation_loss, weighted_by_pixel
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, ci
 
     broken = source_only(game, city, tmp_path / "broken", "--eval-every", 1, "--checkpoint-minutes", 0)
     with monkeypatch.context() as patch:
-        patch.setattr("utils.run.save_checkpoint", killed)
+        patch.setattr("training.run.save_checkpoint", killed)
         assert script(*broken).status == 130
     figures = logged(tmp_path / "broken")["target/miou"]
     assert len(figures) == 1
@@ -219,7 +220,7 @@ def test_checkpoints_are_written_by_time_and_say_that_they_are_from_mid_epoch(sc
             written.append((content["step"], content["closed"]))
             shutil.copy(path, tmp_path / f"{content['step']}.pt")
 
-    monkeypatch.setattr("utils.run.save_checkpoint", recorded)
+    monkeypatch.setattr("training.run.save_checkpoint", recorded)
     assert script(*upper(city, tmp_path / "run", "--epochs", 1, "--checkpoint-minutes", 0)).status == 0
     assert written[0] == (1, 0)
     assert written[-1] == (2, 1)
@@ -363,7 +364,7 @@ def test_a_disk_that_gives_other_bytes_back_is_noticed_before_the_old_one_goes(t
 def test_a_second_process_refuses_and_a_stale_lock_is_recognised(script, city, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    code = ("import sys, time; from pathlib import Path; from utils.lock import DirectoryLock\n"
+    code = ("import sys, time; from pathlib import Path; from training.lock import DirectoryLock\n"
             "lock = DirectoryLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)")  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code, run_dir], stdout=subprocess.PIPE, cwd=ROOT,
                               env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)})  # fmt: skip
@@ -383,21 +384,21 @@ def test_a_second_process_refuses_and_a_stale_lock_is_recognised(script, city, t
 def test_a_lock_of_another_host_is_waited_for(tmp_path, monkeypatch, capsys):
     path = tmp_path / ".lock"
     path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    monkeypatch.setattr("utils.lock.time.sleep", lambda seconds: os.utime(path))  # its holder still works
+    monkeypatch.setattr("training.lock.time.sleep", lambda seconds: os.utime(path))  # its holder still works
     with pytest.raises(UserError, match="process 1 on elsewhere"):
         DirectoryLock(tmp_path)
     assert "waiting up to 300 s" in capsys.readouterr().out
     long_ago = time.time() - STALE_SECONDS - 1
-    monkeypatch.setattr("utils.lock.time.sleep", lambda seconds: os.utime(path, (long_ago, long_ago)))
+    monkeypatch.setattr("training.lock.time.sleep", lambda seconds: os.utime(path, (long_ago, long_ago)))
     os.utime(path, (long_ago, long_ago))
     lock = DirectoryLock(tmp_path)
     assert "taken over" in capsys.readouterr().out
-    monkeypatch.setattr("utils.lock.time.monotonic", lambda: time.perf_counter() + 1e6)
+    monkeypatch.setattr("training.lock.time.monotonic", lambda: time.perf_counter() + 1e6)
     os.utime(tmp_path / ".lock", (long_ago, long_ago))
     lock.touch()
     assert time.time() - path.stat().st_mtime < 60
     path.unlink()  # somebody cleans up
-    monkeypatch.setattr("utils.lock.time.monotonic", lambda: time.perf_counter() + 2e6)
+    monkeypatch.setattr("training.lock.time.monotonic", lambda: time.perf_counter() + 2e6)
     lock.touch()
     assert json.loads(path.read_text())["pid"] == os.getpid()
     lock.release()
@@ -480,7 +481,7 @@ def test_a_bad_sample_is_replaced_the_same_way_every_time(game):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skipping_lists_what_it_skips_and_ends_when_it_is_too_much(script, game, city, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("utils.arguments.check", lambda data: "")  # as if they were whole at the start
+    monkeypatch.setattr("training.arguments.check", lambda data: "")  # as if they were whole at the start
     file = break_one(game)
     flags = ("--workers", workers, "--on-bad-sample", "skip", "--max-bad-share", 0.2)
     assert str(file) in one_line_error(script(*source_only(game, city, tmp_path / "stops")))
@@ -514,7 +515,7 @@ def test_changes_on_resume_are_refused_or_applied(script, city, tmp_path, monkey
         def killed(self, model):
             raise KeyboardInterrupt
 
-        patch.setattr("utils.run.Run.evaluate", lambda self, model, **sets: killed(self, model))
+        patch.setattr("training.run.Run.evaluate", lambda self, model, **sets: killed(self, model))
         assert script(*upper(city, run_dir, *changed, "--allow-changes")).status == 130
     assert (run_dir / "config.json").read_text() == before
     done = script(*upper(city, run_dir, *changed, "--allow-changes"))
@@ -556,7 +557,7 @@ def test_a_run_killed_before_its_first_checkpoint_logs_every_step_once(script, c
             self.board.flush()
             raise KeyboardInterrupt
 
-        patch.setattr("utils.run.Run.evaluate", killed)
+        patch.setattr("training.run.Run.evaluate", killed)
         assert script(*upper(city, tmp_path / "run")).status == 130
     assert not (tmp_path / "run/checkpoint_last.pt").exists()
     (tmp_path / "run/.metrics.jsonl.99.tmp").write_text("left by a killed process")

@@ -17,16 +17,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from datasets.labels import CLASS_NAMES
-from utils.board import WIDTH, dense, pictured
-from utils.comparison import METHODS, comparison
+from datasets.pictures import WRONG, errors
+from reporting.comparison import METHODS, comparison
+from reporting.figures import charts, series
+from reporting.manifest import OwnFolder
+from reporting.published import PER_CLASS
+from reporting.results import experiments, find_runs, read_run
+from reporting.tables import assigned_tables
+from training.board import WIDTH, dense, pictured
+from training.methods import method_name, started_from
 from utils.errors import UserError
-from utils.figures import charts, series
-from utils.manifest import OwnFolder
-from utils.methods import method_name, started_from
-from utils.pictures import WRONG, errors
-from utils.published import PER_CLASS
-from utils.report_tables import assigned_tables
-from utils.results import experiments, find_runs, read_run
 from utils.tables import NOT_RUN, Table, latex
 
 
@@ -413,7 +413,7 @@ def test_whatever_is_damaged_in_a_run_is_named_or_harmless(runs, copied):
 
 def test_a_report_replaces_its_own_files_and_nothing_else(script, runs, tmp_path, monkeypatch):
     few = [chart for chart in charts(experiments([read_run(runs / "source-0")])) if chart[0].startswith("curve-miou")]
-    monkeypatch.setattr("utils.figures.charts", lambda found: few[: len(found)])
+    monkeypatch.setattr("reporting.figures.charts", lambda found: few[: len(found)])
     out = tmp_path / "report"
     command = ("report", runs / "upper", "--out", out, "--pictures", 0)
     (tmp_path / "thesis").mkdir()
@@ -447,7 +447,7 @@ def test_an_interrupted_writing_leaves_nothing_that_seems_changed(tmp_path, monk
 
     folder = OwnFolder(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("utils.manifest.write_atomically", stop)
+        patch.setattr("reporting.manifest.write_atomically", stop)
         with pytest.raises(KeyboardInterrupt):
             folder.write({"a.txt": b"2", "b.txt": b"2"})
     assert OwnFolder(tmp_path / "out").write({"a.txt": b"3", "b.txt": b"3"}) == []

@@ -13,10 +13,10 @@ from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, uppe
 from PIL import Image
 from torch import nn
 
+from adaptation.pseudo_labels import ConfidenceHistogram, pseudo_label, pseudo_labelled
 from datasets import cityscapes
 from datasets.labels import CLASS_NAMES
-from utils.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
-from utils.pseudo_labels import ConfidenceHistogram, pseudo_label, pseudo_labelled
+from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -148,7 +148,7 @@ import os, sys, torch
 from pathlib import Path
 sys.path.insert(0, "tests")
 import test_self_training as t
-import utils.checkpoint as checkpoint
+import training.checkpoint as checkpoint
 replace, done = os.replace, []
 def dies(source, destination):
     if len(done) == 2:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import street_scenes
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE, CLASS_NAMES
-from datasets.street_painter import ID
-from datasets.street_scenes import LOOKS, draw_scene, ensure, main, write_cityscapes, write_gta5
+from datasets.street_scenes import LOOKS, draw_scene, ensure, main, write_cityscapes, write_gta5, writer
+from datasets.street_scenes.painter import ID
 
 SMALL = (64, 32)
 
@@ -143,7 +142,7 @@ def test_ensure_reuses_completes_and_keeps_settings_apart(tmp_path: Path, monkey
     ensure(tmp_path, **settings)
     assert {name: data for name, data in files(tmp_path).items() if "seed0" in name} == whole
 
-    monkeypatch.setattr(street_scenes, "draw_scene", None)  # a complete set is not drawn again
+    monkeypatch.setattr(writer, "draw_scene", None)  # a complete set is not drawn again
     assert ensure(tmp_path, **settings) == (gta5, cityscapes)
 
     (gta5 / "images/holiday.png").write_bytes(b"mine")

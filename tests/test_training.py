@@ -8,10 +8,11 @@ from conftest import assert_resumes_exactly, one_line_error, same, source_only, 
 
 import models
 from datasets import cityscapes
-from utils.appearance import Appearance
-from utils.arguments import parse, poly, sgd, training_parser
-from utils.checkpoint import load_checkpoint
-from utils.run import Run
+from datasets.appearance import Appearance
+from training.building import poly, sgd
+from training.checkpoint import load_checkpoint
+from training.flags import parse, training_parser
+from training.run import Run
 
 
 def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(script, game, city, tmp_path):
@@ -122,14 +123,14 @@ def test_jitter_and_blur_have_the_reports_constants_and_differ_between_pictures(
 
 def test_demo_writes_its_scenes_and_runs(script, tmp_path, monkeypatch):
     small = {"size": (64, 32), "source": 10, "target": 6, "val": 4}
-    monkeypatch.setattr("utils.arguments.DEMO_SCENES", small)
-    monkeypatch.setattr("utils.arguments.DEMO_ROOT", tmp_path / "scenes")
+    monkeypatch.setattr("training.arguments.DEMO_SCENES", small)
+    monkeypatch.setattr("training.arguments.DEMO_ROOT", tmp_path / "scenes")
     flags = ("--demo", "--size", "64x32", "--source-size", "64x32", "--max-steps", 2, "--device", "cpu", "--workers", 0)
     for name in ("train_cityscapes", "train_gta5"):
         done = script(name, *flags, "--run-dir", tmp_path / name)
         assert done.status == 0, done.err
     assert json.loads((tmp_path / "train_gta5/result.json").read_text())["source"]["pictures"] == 2
-    monkeypatch.setattr("utils.arguments.DEMO_ROOT", tmp_path / "train_gta5/config.json")
+    monkeypatch.setattr("training.arguments.DEMO_ROOT", tmp_path / "train_gta5/config.json")
     assert "--demo" in one_line_error(script("train_cityscapes", *flags, "--run-dir", tmp_path / "never"))
 
 

@@ -6,10 +6,10 @@ import torch
 from conftest import SMALL, SOURCE, assert_resumes_exactly
 from torchvision.transforms.v2 import functional as F
 
-from utils.checkpoint import load_checkpoint
-from utils.fda import fda, half_width
-from utils.lab import lab_to_rgb, match_lab, rgb_to_lab
-from utils.run import Run
+from adaptation.fda import fda, half_width
+from adaptation.lab import lab_to_rgb, match_lab, rgb_to_lab
+from training.checkpoint import load_checkpoint
+from training.run import Run
 
 
 def definition(source, target, beta):

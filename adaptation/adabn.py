@@ -1,0 +1,83 @@
+"""Whose statistics batch normalisation keeps. AdaBN (Li et al., 2016): the target's, re-estimated after training and
+nothing else changed; or, in a training that sees both domains, the target's alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from datasets import SegmentationSet
+from datasets.appearance import to_float
+from datasets.geometry import Geometry
+from datasets.stream import TrainingStream, batches, training_loader
+from utils.interruption import worker_signals
+
+
+def adapt_to(
+    model: nn.Module,
+    data: SegmentationSet,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    pause: Callable[[], None] = lambda: None,
+) -> int:
+    """`adapt_batch_norm` on one pass over an unlabelled set, less what does not fill a batch (it would count as much
+    as one that does). `pause` is called between two batches. Returns the number of pictures used. Raises ValueError for
+    a set of fewer than two."""
+    batch = min(batch_size, len(data))
+    stream = TrainingStream(data, Geometry(data.size), seed=0, stream=0, draws=len(data) // batch * batch)
+    loader = training_loader(stream, batch, range(len(stream)), workers=workers, pin=False, on_worker=worker_signals)
+
+    def images() -> Iterator[Tensor]:
+        for drawn, _ in batches(loader):
+            pause()
+            yield drawn
+
+    return adapt_batch_norm(model, images(), device)
+
+
+@torch.no_grad()
+def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], device: torch.device) -> int:
+    """Replaces the running mean and variance of every batch normalisation by the plain average over the batches.
+
+    images: batches uint8 [B, 3, H, W] of unlabelled target pictures; a batch of one is passed over (a variance over
+    one pooled value does not exist). Returns the number of pictures used. Raises ValueError when none was.
+    The model is left in evaluation mode.
+    """
+    model.eval()
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's cumulative average
+        layer.train()
+    used = 0
+    for batch in images:
+        if len(batch) > 1:
+            model(to_float(batch.to(device, non_blocking=True)))
+            used += len(batch)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+    if used == 0:
+        raise ValueError("AdaBN needs at least two target pictures in a batch")
+    return used
+
+
+@contextlib.contextmanager
+def statistics_kept(model: nn.Module, kept: bool = True) -> Iterator[None]:
+    """Within it, forward passes in training mode normalise by their batch as always, and leave the running mean and
+    variance as they are. With `kept=False` nothing is different."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)] if kept else []
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,109 @@
+"""Losses of the segmentation networks; what `--loss` chooses from.
+
+A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore, and gives a scalar in
+float32; where no pixel has a label that is 0, with a zero gradient. Of several processes each gives its sum over its
+share of the batch, divided so that the mean over processes is the loss of the whole batch. All but the plain
+cross-entropy answer class imbalance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.labels import IGNORE
+from utils.distributed import mean_over_ranks, ranks
+
+PixelLoss = Callable[[Tensor, Tensor], Tensor]
+LOSSES = ("ce", "ohem", "focal", "weighted")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; with class weights [C], their weighted mean (ce, weighted)."""
+    total = pixelwise(logits, labels, weight).sum()
+    if weight is None:
+        return total / pixels(labels != IGNORE)
+    shares = F.pad(weight, (0, IGNORE + 1 - len(weight)))[labels.long()]
+    return total / mean_over_ranks(shares.sum()).clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def pixelwise(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each pixel [B, H, W], 0 where it has no label.
+
+    Not reduced here, where a GPU would sum in no fixed order; and one row a pixel, as channels-last memory has it:
+    faster on a CPU.
+    """
+    rows = full_precision(logits.permute(0, 2, 3, 1).flatten(0, 2))
+    losses = F.cross_entropy(rows, labels.long().flatten(), weight, ignore_index=IGNORE, reduction="none")
+    return losses.view(labels.shape)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """What autocast left in half precision as float32; anything else as it is."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def pixels(mask: Tensor) -> Tensor:
+    """What a sum over the set pixels is divided by: their number (at least 1), of several processes its mean."""
+    return mean_over_ranks(torch.count_nonzero(mask).float()).clamp(min=1 / ranks())
+
+
+def ohem(logits: Tensor, labels: Tensor, threshold: float = 0.7, at_least: float = 1 / 16) -> Tensor:
+    """Online hard example mining (Shrivastava et al., CVPR 2016), by pixels: the mean cross-entropy over the labelled
+    pixels whose own class has a probability below `threshold`; where fewer than `at_least` of the batch's pixels are
+    so hard, over the hardest that many (both constants as in BiSeNet's public implementations). Each of several
+    processes finds the hardest of its own share."""
+    losses = pixelwise(logits, labels)
+    hardest = losses.detach().flatten().topk(max(1, int(at_least * losses.numel()))).values[-1]
+    hard = (labels != IGNORE) & ((losses > -math.log(threshold)) | (losses >= hardest))
+    return (losses * hard).sum() / pixels(hard)
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean of (1 - p)^gamma times the cross-entropy, p the probability of the pixel's own class (Lin et al., ICCV
+    2017, equation 4, gamma 2); without class weights."""
+    losses = pixelwise(logits, labels)
+    # expm1 keeps 1 - p exact where p is nearly 1.
+    total = ((-torch.expm1(-losses)).clamp(min=0).pow(gamma) * losses).sum()
+    return total / pixels(labels != IGNORE)
+
+
+def weighted_by_pixel(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS)."""
+    total = (pixelwise(logits, labels) * weights).sum()
+    return total / pixels(labels != IGNORE)
+
+
+def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:
+    """Class weights by median-frequency balancing (Eigen and Fergus, ICCV 2015): float32 [C].
+
+    pixels: a class's labelled pixels [C]; pixels_where_present: all labelled pixels of the pictures that show it [C].
+    The weight is the median class's frequency over its own; a class that never occurs has weight 1, which no pixel
+    uses.
+    """
+    present = pixels > 0
+    frequency = pixels[present].double() / pixels_where_present[present].double()
+    weights = torch.ones(len(pixels))
+    weights[present] = (frequency.quantile(0.5) / frequency).float()
+    return weights
+
+
+def segmentation_loss(
+    outputs: tuple[Tensor, tuple[Tensor, ...]],
+    labels: Tensor,
+    auxiliary_weight: float = 1.0,
+    pixel_loss: PixelLoss = cross_entropy,
+) -> Tensor:
+    """`pixel_loss` on the main logits plus `auxiliary_weight` times that on each auxiliary output.
+
+    BiSeNet, equation 1: L = l_p + alpha * sum_i l_i, with alpha = 1. `outputs` is what a segmenter gives in training.
+    """
+    logits, auxiliary = outputs
+    loss = pixel_loss(logits, labels)
+    for extra in auxiliary:
+        loss = loss + auxiliary_weight * pixel_loss(extra, labels)
+    return loss

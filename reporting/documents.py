@@ -1,0 +1,211 @@
+"""Tables, charts and pictures -> the documents of a report: one HTML file, LaTeX to write a paper around, Markdown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from datasets.labels import CLASS_NAMES, PALETTE
+from utils.tables import Table, latex
+
+from .qualitative import KEY, Scene
+
+TITLE = "Real-time domain adaptation for semantic segmentation"
+DPI = 170
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px;
+  padding: 0 14px 40px; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.2; }
+h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
+nav a { margin-right: 1em; white-space: nowrap; }
+figure { margin: 1.4rem 0; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; overflow-wrap: normal; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
+td { white-space: nowrap; } th { min-width: 4.5em; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 7em; max-width: 12em;
+  position: sticky; left: 0; background: #fff; }
+thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
+.other { color: #444; font-style: italic; background: #f3f3f3; } .none { color: #666; }
+.note { color: #444; font-size: .85rem; margin: .3rem 0; }
+.charts { display: grid; gap: 0 24px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
+.charts img { width: 100%; height: auto; } .charts figcaption { font-weight: 400; font-size: .9rem; }
+.tiles { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(min(47%, 230px), 1fr)); }
+.tiles figure { margin: 0; } .tiles img { width: 100%; height: auto; image-rendering: auto; }
+.tiles figcaption { font-weight: 400; font-size: .82rem; line-height: 1.25; }
+.key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; font-size: .82rem; padding: 0; list-style: none; }
+.key span { display: inline-block; width: 1.3em; height: .9em; border: 1px solid #000; margin-right: .3em; }
+"""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart as files: the name without ending, what stands below it, and the picture in two forms."""
+
+    name: str
+    caption: str
+    png: bytes
+    pdf: bytes
+
+
+def drawn(name: str, caption: str, figure: Figure) -> Drawn:
+    """A chart's PNG and PDF, the same bytes for the same chart."""
+    files = []
+    for kind, more in (("png", {"dpi": DPI}), ("pdf", {"metadata": {"CreationDate": None}})):
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, **more)
+        figure.set_layout_engine("none")  # the first saving has placed everything
+        files.append(file.getvalue())
+    return Drawn(name, caption, *files)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+# HTML
+
+
+def html_document(about: Sequence[str], tables: Sequence[Table], charts: Sequence[Drawn], scenes: Sequence[Scene],
+                  left_out: Sequence[str]) -> str:  # fmt: skip
+    """One file that needs no other: pictures are inside. about: paragraphs at the top; left_out: what is not shown."""
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in left_out)
+    sections = {
+        "Tables": "\n".join(table.html() for table in tables),
+        "Curves": _charts([c for c in charts if c.name.startswith("curve")]),
+        "Classes": _charts([c for c in charts if c.name.startswith("per-class")]),
+        "Confusion": _charts([c for c in charts if c.name.startswith("confusion")]),
+        "Pictures": _scenes(scenes),
+        "Left out": f"<ul>{lines}</ul>" if lines else "",
+    }
+    links = "".join(f'<a href="#{name.replace(" ", "-")}">{name}</a>' for name in sections if sections[name])
+    body = "\n".join(
+        f'<h2 id="{name.replace(" ", "-")}">{name}</h2>\n{content}' for name, content in sections.items() if content
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{TITLE}: report</title><style>{STYLE}</style></head>\n<body>\n<h1>{TITLE}: report</h1>\n"
+        + "\n".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in about)
+        + f"\n<nav>{links}</nav>\n{body}\n</body></html>\n"
+    )
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _charts(charts: Sequence[Drawn]) -> str:
+    figures = [
+        f'<figure id="{c.name}"><img src="{_uri(c.png, "png")}" alt="{html.escape(c.caption)}">'
+        f"<figcaption>{html.escape(c.caption)}</figcaption></figure>"
+        for c in charts
+    ]
+    return f"<div class=charts>{''.join(figures)}</div>" if figures else ""
+
+
+def _scenes(scenes: Sequence[Scene]) -> str:
+    parts = []
+    for scene in scenes:
+        tiles = "".join(
+            f'<figure><figcaption>{html.escape(title)}</figcaption><img src="{_uri(*_small(pixels, title))}" '
+            f'alt="{html.escape(f"{scene.name}: {title}")}"></figure>'
+            for title, pixels in scene.tiles()
+        )
+        parts.append(f"<h3>{html.escape(scene.name)}</h3><div class=tiles>{tiles}</div>")
+    if not parts:
+        return ""
+    shown = sorted(set().union(*(scene.classes() for scene in scenes)))
+    colours = [f"rgb({', '.join(str(value) for value in PALETTE[c])})" for c in shown]
+    key = "".join(
+        f'<li><span style="background:{colour}"></span>{CLASS_NAMES[c]}</li>'
+        for c, colour in zip(shown, colours, strict=True)
+    )
+    intro = "The same pictures for every experiment (its first seed, last checkpoint): prediction above, errors below."
+    return f"<p>{intro} {html.escape(KEY)}</p><ul class=key>{key}</ul>" + "\n".join(parts)
+
+
+def _small(pixels: np.ndarray, title: str) -> tuple[bytes, str]:
+    """A photograph as JPEG, flat colours as PNG."""
+    if title != "picture":
+        return png(pixels), "png"
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=88)
+    return file.getvalue(), "jpeg"
+
+
+# LaTeX
+
+PREAMBLE = r"""\documentclass[11pt]{article}
+\usepackage[a4paper,margin=2.4cm]{geometry}
+\usepackage{array}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\newcolumntype{L}[1]{>{\raggedright\arraybackslash}p{#1}}
+\newcolumntype{R}[1]{>{\raggedleft\arraybackslash}p{#1}}
+\newsavebox{\tablebox}
+\newcommand{\fittable}[1]{\sbox{\tablebox}{#1}%
+  \ifdim\wd\tablebox>\linewidth\resizebox{\linewidth}{!}{\usebox{\tablebox}}\else\usebox{\tablebox}\fi}
+"""
+
+FLOATS = 8
+"""Tables and figures in a row before LaTeX must set them all: it keeps no more than 18 in mind."""
+
+SECTIONS = (
+    ("Introduction", "What is the task, why must it run in real time, what goes wrong between the domains?"),
+    ("Related work", "Segmentation networks; domain adaptation by statistics, alignment, translation, self-training."),
+    ("Method", "The networks, the losses, and what each method sees of the target."),
+    ("Experiments", "Data, settings, seeds, hardware; then what the tables and figures say."),
+    ("Conclusion", "What was learnt, what it cannot tell, what comes next."),
+)
+
+
+def latex_document(tables: Sequence[Table], charts: Sequence[Drawn], scenes: Sequence[str]) -> str:
+    r"""A paper's skeleton: headings to write under, tables (\input) and figures in place. scenes: their files."""
+    parts = [PREAMBLE + rf"\title{{{TITLE}}}" + "\n" + r"\author{}" + "\n" + r"\begin{document}" + "\n" + r"\maketitle"]
+    for heading, hint in SECTIONS:
+        parts.append(rf"\section{{{heading}}}" + f"\n% {hint}")
+        if heading == "Experiments":
+            caption = f"Picture, ground truth, and for each experiment its prediction and its errors. {KEY}"
+            floats = [rf"\input{{tables/{table.name}.tex}}" for table in tables]
+            floats += [_figure(f"figures/{c.name}.pdf", c.caption, c.name, r"0.85\linewidth") for c in charts]
+            floats += [_figure(file, caption, f"scene-{n}", r"\linewidth") for n, file in enumerate(scenes, start=1)]
+            for first in range(0, len(floats), FLOATS):
+                parts += [*floats[first : first + FLOATS], r"\clearpage"]
+    return "\n\n".join([*parts, r"\end{document}"]) + "\n"
+
+
+def _figure(file: str, caption: str, label: str, width: str) -> str:
+    size = rf"width={width},height=0.85\textheight,keepaspectratio"
+    return "\n".join(
+        [
+            r"\begin{figure}[htbp]",
+            r"\centering",
+            rf"\includegraphics[{size}]{{{file}}}",
+            rf"\caption{{{latex(caption)}}}\label{{fig:{label}}}",
+            r"\end{figure}",
+        ]
+    )
+
+
+# Markdown
+
+
+def markdown_document(about: Sequence[str], tables: Sequence[Table], charts: Sequence[Drawn], scenes: Sequence[str],
+                      left_out: Sequence[str]) -> str:  # fmt: skip
+    """The same for a repository's pages; pictures are the files beside it."""
+    parts = [f"# {TITLE}: report", *about, "## Tables", *(table.markdown().strip() for table in tables), "## Charts"]
+    parts += [f"![{c.caption}](figures/{c.name}.png)\n\n*{c.caption}*" for c in charts]
+    parts += ["## Pictures", KEY, *(f"![]({file})" for file in scenes)] if scenes else []
+    parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)] if left_out else []
+    return "\n\n".join(parts) + "\n"

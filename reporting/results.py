@@ -1,0 +1,271 @@
+"""Run directories and eval.py's JSON -> experiments: what was run, with which settings, and what was measured.
+
+An experiment is one method with one set of settings; its runs differ in their seed alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets.labels import CLASS_NAMES
+from training.checkpoint import BEST, LAST
+from training.methods import evaluated_as, in_short, method_name, started_from
+from utils.errors import UserError
+
+BESIDE = {
+    "seed",
+    "run_dir",
+    "root",
+    "resume",
+    "no_cache",
+    "cache",
+    "workers",
+    "device",
+    "compile",
+    "checkpoint_minutes",
+    "stop_after",
+    "allow_changes",
+    "on_bad_sample",
+    "max_bad_share",
+    "labeller",
+    "labeller_sha256",
+    "recipe",
+    "teacher_sha256",
+    "pseudo_labels",
+}
+"""Arguments in which the runs of one experiment may differ."""
+
+
+class Unfinished(UserError):
+    """A run that has begun and not ended."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run's figures, or one evaluation's.
+
+    target, oracle, source: `accuracy`, `miou` (fractions or None), `iou` (name -> fraction or None), ...; oracle and
+    source None where there is none. confusion: pixels, a row a label. history: the lines of metrics.jsonl.
+    """
+
+    name: str
+    seed: int | None
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    checkpoints: tuple[Path, ...]
+    target: dict[str, Any] | None
+    oracle: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
+    confusion: list[list[int]] | None = None
+    history: tuple[dict[str, Any], ...] = ()
+    adapt_bn: bool = False
+    members: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Equal for the runs of one experiment; runs that go on are one of their own."""
+        return json.dumps([self.settings, self.adapt_bn, self.members, self.target is None], sort_keys=True)
+
+
+@dataclass
+class Experiment:
+    """The runs of one method with one set of settings."""
+
+    runs: list[Measured] = field(default_factory=list)
+    label: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.runs[0].settings
+
+    @property
+    def method(self) -> str:
+        """The method's name, with what was done to its networks afterwards."""
+        run = self.runs[0]
+        return evaluated_as(method_name(run.config["arguments"]), run.members, run.adapt_bn)
+
+    @property
+    def script(self) -> str:
+        return self.runs[0].config["script"]
+
+    @property
+    def finished(self) -> bool:
+        return self.runs[0].target is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a run's own figure: no AdaBN afterwards, no mean of several networks."""
+        return not self.runs[0].adapt_bn and not self.runs[0].members
+
+    def figure(self, part: str, name: str) -> list[float]:
+        """Per cent of each run that has it. part: target, oracle or source; name: accuracy, miou, or a class."""
+        found = [getattr(run, part) for run in self.runs]
+        values = [None if one is None else one["iou"][name] if name in CLASS_NAMES else one[name] for one in found]
+        return [100 * value for value in values if value is not None]
+
+    def by_seed(self) -> dict[int | None, float]:
+        """mIoU on the target (fraction) of each seed that has one."""
+        return {run.seed: run.target["miou"] for run in self.runs if run.target["miou"] is not None}
+
+    def repeated_seeds(self) -> list[int]:
+        """Seeds that more than one of its runs has."""
+        seeds = [run.seed for run in self.runs if run.seed is not None]
+        return sorted({seed for seed in seeds if seeds.count(seed) > 1})
+
+    def classes(self) -> str:
+        """Over how many classes its mean runs."""
+        return "/".join(sorted({str(run.target["classes_evaluated"]) for run in self.runs}))
+
+    def setting(self) -> str:
+        """Size, length and start, in a few words."""
+        config = self.runs[0].config
+        s = config["arguments"]
+        start = {"none": "scratch", "imagenet": "ImageNet"}.get(s["weights"], "a file")
+        start = "an earlier run" if started_from(s) else start
+        words = (
+            f"{'x'.join(str(side) for side in s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
+        )
+        return words + (", street scenes" if s["demo"] else "")
+
+
+def find_runs(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """(run directories, JSON files), each once. A folder of runs, or of such folders (train_fda.py's with several
+    bands), stands for the runs in it."""
+    directories: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
+    for place in places:
+        if place.is_file():
+            files.setdefault(place.resolve(), place)
+            continue
+        below = ("config.json",) if (place / "config.json").exists() else ("*/config.json", "*/*/config.json")
+        inner = sorted(path.parent for pattern in below for path in place.glob(pattern))
+        for run in inner or [place]:
+            directories.setdefault(run.resolve(), run)
+    return list(directories.values()), list(files.values())
+
+
+def read_run(directory: Path) -> Measured:
+    """A finished run. Raises `UserError` for one that is missing or damaged, `Unfinished` for one that goes on."""
+    config_file, path = directory / "config.json", directory / "result.json"
+    if not config_file.exists() and not path.exists():
+        raise UserError(f"{directory}: no run is there")
+    if not path.exists():
+        raise Unfinished(f"{directory}: has not ended (--resume goes on)")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        target = {key: result[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
+        parts = [figures for figures in (target, result["oracle"], result["source"]) if figures is not None]
+        whole = all(_sane(figures) for figures in parts)
+        run = _run(directory, target, result["oracle"], result["source"], result.get("confusion"))
+        whole &= _square(run.confusion)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{directory}: result.json, config.json or metrics.jsonl is damaged")
+    return run
+
+
+def read_unfinished(directory: Path) -> Measured | None:
+    """What a run that goes on has logged: its curves, no figures. None where there is nothing yet."""
+    try:
+        run = _run(directory, None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return run if run.history else None
+
+
+def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measured:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    settings = {key: value for key, value in config["arguments"].items() if key not in BESIDE}
+    if settings.get("teacher_checkpoint") is not None:
+        settings["teacher_checkpoint"] = "a run"  # of its own for each seed, as labellers are
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    history = tuple(json.loads(line) for line in lines)
+    for entry in history:
+        _ = entry["target"]["miou"]
+        if not all(type(value) in (int, float) for value in (entry["step"], *entry["train"].values())):
+            raise ValueError("a logged value is no number")
+    for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo", "cityscapes"):
+        _ = settings[key]
+    _ = config["total_steps"], config["script"], method_name(settings)
+    seed = config["arguments"]["seed"]
+    return Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history)
+
+
+def _sane(figures: dict[str, Any]) -> bool:
+    values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in CLASS_NAMES)]
+    return all(v is None or (type(v) in (int, float) and math.isfinite(v) and 0 <= v <= 1) for v in values)
+
+
+def _square(confusion: Any) -> bool:
+    """Whether it is a count for every pair of classes, or not there."""
+    size = len(CLASS_NAMES)
+    return confusion is None or (
+        len(confusion) == size
+        and all(len(row) == size and all(type(n) is int and n >= 0 for n in row) for row in confusion)
+    )
+
+
+def read_evaluations(path: Path, note: Callable[[str], None]) -> list[Measured]:
+    """Of eval.py's figures, those that no run has itself: AdaBN's, and means of several networks. What is no such
+    figure of a last checkpoint on the target's val set is named by `note` and left out. Raises `UserError`."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        found = [_evaluation(record, path, note) for record in records]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: neither figures of eval.py nor of measure_flops.py, or damaged") from None
+    return [one for one in found if one is not None]
+
+
+def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None]) -> Measured | None:
+    several = isinstance(record["checkpoint"], list)
+    checkpoints = tuple(Path(file) for file in (record["checkpoint"] if several else [record["checkpoint"]]))
+    if not several and not record["adapt_bn"]:
+        return None  # the run says so itself
+    where = f"{path}, {record['name']}"
+    if not record["data"].endswith(" val"):
+        return note(f"{where}: measured on {record['data']}, not on the target's val set")
+    if any(file.name == BEST for file in checkpoints):
+        return note(f"{where}: of an epoch that was chosen by the target's labels (an oracle)")
+    try:
+        runs = [read_run(file.parent) for file in checkpoints]
+    except UserError as error:
+        return note(f"{where}: its run cannot be read ({error})")
+    if any(run.target["pictures"] != record["pictures"] for run in runs):
+        return note(f"{where}: measured on other pictures than its run")
+    target = {key: record[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
+    if not _sane(target) or not _square(record.get("confusion")):
+        raise ValueError("figures out of range")
+    first, seeds = runs[0], {run.seed for run in runs}
+    settings = {k: v for k, v in first.settings.items() if all(run.settings.get(k) == v for run in runs)}
+    return Measured(
+        record["name"], first.seed if len(seeds) == 1 else None, settings if several else first.settings, first.config,
+        checkpoints, target, confusion=record.get("confusion"), adapt_bn=record["adapt_bn"],
+        members=tuple(sorted(method_name(run.settings) for run in runs)) if several else (),
+    )  # fmt: skip
+
+
+def experiments(runs: Sequence[Measured]) -> list[Experiment]:
+    """Runs grouped, in the order of their first; each labelled by its method and what tells it from the others."""
+    groups: dict[str, Experiment] = {}
+    for run in runs:
+        groups.setdefault(run.key, Experiment()).runs.append(run)
+    found = list(groups.values())
+    for experiment, label in zip(found, told_apart(found, lambda e: e.method), strict=True):
+        experiment.label = label
+    return found
+
+
+def told_apart(experiments: Sequence[Experiment], short: Callable[[Experiment], str]) -> list[str]:
+    """Each experiment's short name, with the settings that tell it from others of that name."""
+    named = []
+    for own in experiments:
+        alike = [other.settings for other in experiments if short(other) == short(own)]
+        differing = [k for k, v in own.settings.items() if any(other.get(k) != v for other in alike)]
+        named.append(" ".join([short(own), *(f"{key}={in_short(own.settings[key])}" for key in differing)]))
+    return named

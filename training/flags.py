@@ -1,0 +1,264 @@
+"""The flags that every training script shares, defined once, and what --settings, --recipe and --demo stand for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import models
+from adaptation.losses import LOSSES
+from datasets import street_scenes
+from datasets.gta5 import ENCODINGS
+from models.bisenet import CHANNELS
+from utils import distributed
+from utils.errors import Parser, UserError
+from utils.flags import add_machine_flags, number, positive, scales, size, whole
+
+from .gradients import PRECISIONS, default_precision
+
+MOVED = {"flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
+STILL = {"flip": 0.0, "scales": (1.0,)}
+SETTINGS = {
+    # BiSeNet (ECCV 2018), section 4.1.
+    ("paper", "bisenet"): {"batch_size": 16, "lr": 2.5e-2, "weight_decay": 1e-4, "aux_weight": 1.0, **MOVED},
+    # DeepLabV2 as AdaptSegNet (CVPR 2018) trains it; the auxiliary classifier exists in multi-level adaptation.
+    ("paper", "deeplabv2"): {"batch_size": 4, "lr": 2.5e-4, "weight_decay": 5e-4, "aux_weight": 0.1, **MOVED},
+    # The student report, as written; its augmentations are flags: --flip 0.15, --jitter, --blur.
+    ("report", "bisenet"): {"batch_size": 4, "lr": 2.5e-4, "weight_decay": 1e-4, "aux_weight": 1.0, **STILL},
+    ("report", "deeplabv2"): {"batch_size": 4, "lr": 1e-4, "weight_decay": 5e-4, "aux_weight": 0.1, **STILL},
+}
+BACKBONES = {"bisenet": "resnet18", "deeplabv2": "resnet101"}
+"""What each network stands on unless --backbone says otherwise."""
+
+DEMO = {
+    "size": (160, 80),
+    "source_size": (160, 80),
+    "batch_size": 4,
+    "lr": 2.5e-2,
+    "flip": 0.5,
+    "scales": (1.0,),
+    "weights": "none",
+    "max_steps": 200,
+    "eval_every": 1,
+    "source_holdout": 0.15,
+}
+"""Small enough for two CPU cores and a few minutes."""
+DEMO_SCENES = {"size": (256, 128), "source": 400, "target": 200, "val": 60}
+DEMO_ROOT = Path("data/street_scenes")
+
+def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
+    """For methods that pass both domains through the network in training."""
+    group.add_argument(
+        "--bn-statistics",
+        choices=("both", "target"),
+        default="both",
+        help="whose running statistics batch normalisation keeps for evaluation: a mixture of both domains, as "
+        "published; or the target's alone, where the network is used (%(default)s)",
+    )
+
+
+def default_directory(args: argparse.Namespace) -> Path:
+    """Where a run goes that was given no --run-dir."""
+    name = f"{args.script}-{args.model}-{args.backbone}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs", name)
+
+
+def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
+    """The common flags; `source` tells whether the experiment reads GTA5 too. A script adds its own, then `parse`s."""
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of Cityscapes, the target")
+    data.add_argument("--cityscapes-list", type=Path, metavar="FILE", help="train on the pictures named here only")
+    data.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="target working size (1024x512)")
+    data.add_argument(
+        "--gta5", type=Path, metavar="DIR", help="root of GTA5, the source" if source else argparse.SUPPRESS
+    )
+    data.add_argument(
+        "--source-size",
+        type=size,
+        default=(1280, 720),
+        metavar="WxH",
+        help="source working size (1280x720)" if source else argparse.SUPPRESS,
+    )
+    if source:
+        data.add_argument("--gta5-list", type=Path, metavar="FILE", help="use the frames named here only")
+        data.add_argument(
+            "--gta5-encoding", choices=ENCODINGS, default="auto", help="what label files hold (auto: by their mode)"
+        )
+        data.add_argument(
+            "--gta5-mapping", type=Path, metavar="FILE", help="JSON with label2train (default: one beside the data)"
+        )
+        data.add_argument(
+            "--source-holdout",
+            type=number(0, 0.9),
+            default=0.0,
+            metavar="SHARE",
+            help="share of the source kept out of training and evaluated beside the target (0)",
+        )
+    data.add_argument(
+        "--unlabelled-val", action="store_true", help="the target's val has no labels: only its entropy is logged"
+    )
+    data.add_argument(
+        "--limit", type=positive, metavar="N", help="at most N pictures of every set read, always the same"
+    )
+    data.add_argument("--demo", action="store_true", help="built-in street scenes and small settings; minutes on a CPU")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--model", choices=sorted(models.SEGMENTERS), default="bisenet", help="(%(default)s)")
+    network.add_argument("--backbone", choices=sorted(CHANNELS), help="(resnet18; deeplabv2 stands on resnet101 alone)")
+    network.add_argument(
+        "--weights", default="imagenet", metavar="imagenet|none|FILE", help="where the backbone starts (imagenet)"
+    )
+    network.add_argument("--allow-partial-weights", action="store_true", help="load what fits and say what did not")
+    network.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from the network of another run")
+
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--settings",
+        choices=("paper", "report"),
+        default="paper",
+        help="paper: BiSeNet's (batch 16, rate 2.5e-2, flip, random scale and crop; deeplabv2: 4, 2.5e-4); report: the "
+        "student report's (batch 4, rate 2.5e-4, deeplabv2 1e-4; no augmentation). Flags given beside it win",
+    )
+    training.add_argument(
+        "--epochs", type=positive, metavar="N", help="passes over the training set (50, or what --max-steps takes)"
+    )
+    training.add_argument(
+        "--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps; with --epochs, the "
+        "earlier of the two"
+    )  # fmt: skip
+    training.add_argument("--batch-size", type=positive, metavar="N", help="(by --settings)")
+    training.add_argument("--lr", type=number(0, 100), metavar="X", help="initial rate (by --settings)")
+    training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help="(1e-4; deeplabv2: 5e-4)")
+    training.add_argument(
+        "--aux-weight", type=number(0, 100), metavar="X", help="weight of the auxiliary losses (1; deeplabv2: 0.1)"
+    )
+    training.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default="ce",
+        help="on labelled pixels: ce, cross-entropy; against class imbalance ohem (the hardest pixels), focal, or "
+        "weighted (cross-entropy, classes weighted by their median frequency in the training set) (%(default)s)",
+    )
+    training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
+    training.add_argument(
+        "--precision", choices=PRECISIONS, help="of convolutions in training; evaluation is in fp32 (bf16 on GPUs that "
+        "compute it natively, else fp32; fp16, with a scaled loss, for older GPUs)",
+    )  # fmt: skip
+    training.add_argument(
+        "--accumulate", type=positive, default=1, metavar="N",
+        help="take each batch in N parts, one after the other, for a small GPU: batch normalisation sees a part (1)",
+    )  # fmt: skip
+    training.add_argument(
+        "--deterministic", action="store_true",
+        help="on a GPU, sums in a fixed order: the same seed gives the same figures, slower (a CPU always does)",
+    )  # fmt: skip
+    training.add_argument(
+        "--flip", type=number(0, 1), metavar="P", help="horizontal flip (by --settings; report's: 0.15)"
+    )
+    training.add_argument(
+        "--scales", type=scales, metavar="S,S,...", help="random scales before the crop (by --settings; 1: off)"
+    )
+
+    if source:
+        looks = parser.add_argument_group("appearance of the source's pictures")
+        looks.add_argument(
+            "--jitter", action="store_true", help="brightness, contrast, saturation 0.5, hue 0.05, per picture"
+        )
+        looks.add_argument("--blur", action="store_true", help="Gaussian blur, kernel 3, sigma 0.2 to 0.8, per picture")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="(runs/SCRIPT-NETWORK-seedN-TIME)")
+    run.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="where each set is kept decoded at the working size, made at its first use (below the data's root, or "
+        "beside the run where that cannot be written to)",
+    )  # fmt: skip
+    run.add_argument("--no-cache", action="store_true", help="decode every picture anew; the batches are the same")
+    run.add_argument("--resume", action="store_true", help="go on where the run in --run-dir stopped")
+    run.add_argument(
+        "--eval-every", type=positive, default=1, metavar="N", help="epochs between evaluations and checkpoints (1)"
+    )
+    run.add_argument(
+        "--checkpoint-minutes", type=number(0, 1e6), default=10.0, metavar="X",
+        help="between checkpoints within an epoch: what a killed run loses at most (10)",
+    )  # fmt: skip
+    run.add_argument(
+        "--stop-after", type=number(0, 1e6), metavar="MINUTES",
+        help="then write a checkpoint and end with status 75; for queues and notebooks with a limit",
+    )  # fmt: skip
+    run.add_argument(
+        "--allow-changes", action="store_true", help="with --resume, go on although arguments or data have changed"
+    )
+    run.add_argument(
+        "--on-bad-sample", choices=("stop", "skip"), default="stop",
+        help="a training picture that cannot be read: stop, or take the next one and list it (%(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--max-bad-share", type=number(0, 1), default=0.01, metavar="SHARE",
+        help="with skip: stop when more of a set's pictures cannot be read (0.01)",
+    )  # fmt: skip
+    run.add_argument("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
+    add_machine_flags(run)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+    """Parses sys.argv: what --settings, --recipe (a script's own named `recipes`) and --demo imply are defaults, so
+    that a flag given beside them wins.
+
+    Raises `UserError` for a missing root. With --demo the street scenes are written first, where they are not yet.
+    """
+    chosen, _ = parser.parse_known_args()
+    known = {action.dest for action in parser._actions}
+    implied = SETTINGS[chosen.settings, chosen.model] | {"backbone": BACKBONES[chosen.model]}
+    if recipes:
+        implied |= recipes[chosen.recipe]
+    if chosen.demo:
+        implied |= DEMO if chosen.model == "bisenet" else {k: v for k, v in DEMO.items() if k != "lr"}
+    parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
+    args = parser.parse_args()
+    args.script = Path(sys.argv[0]).stem
+    try:
+        args.device = distributed.start(args.device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    args.precision = args.precision or default_precision(args.device)
+    torch.use_deterministic_algorithms(args.deterministic)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use, which refuses without
+    parts = distributed.ranks() * args.accumulate
+    if args.batch_size % parts:
+        raise UserError(
+            f"--batch-size {args.batch_size}: not divisible by {distributed.ranks()} process(es) x --accumulate "
+            f"{args.accumulate}; it is the whole batch, over all of them"
+        )
+    if args.batch_size // (parts if args.device.type == "cpu" else args.accumulate) < 2:
+        raise UserError(
+            f"--batch-size {args.batch_size}: batch normalisation of pooled features needs at least 2 pictures a time"
+        )
+    if args.resume and args.run_dir is None:
+        raise UserError("--resume: name the run to go on with, --run-dir DIR")
+    # A script may put several runs below its root.
+    args.run_dir = args.root = distributed.from_first(args.run_dir or default_directory(args))
+    source = "gta5_encoding" in known
+    if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
+        try:
+            with distributed.first_then_others():
+                game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--demo: the street scenes cannot be written below {DEMO_ROOT} ({error})") from None
+        args.cityscapes = args.cityscapes or camera
+        args.gta5 = args.gta5 or game
+    for flag in ("cityscapes", "gta5") if source else ("cityscapes",):
+        if getattr(args, flag) is None:
+            raise UserError(f"--{flag} DIR is missing: name the root of the data set, or try --demo")
+    return args
+
+

@@ -1,0 +1,103 @@
+"""From a loss to a step of the optimizer: precision, accumulation, several processes, and the watch over gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.distributed import average_gradients
+from utils.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NATIVE_BF16 = (8, 0)
+"""The CUDA compute capability from which bf16 is computed natively; below it is emulated, slowly."""
+LEAST_SCALE = 2.0**-14
+"""Of the loss, in fp16: gradients that overflow even then are not the scale's fault."""
+
+
+def default_precision(device: torch.device) -> str:
+    """bf16 where a GPU computes it natively. On a CPU fp32: where bf16 is faster there is known by measurement only."""
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= NATIVE_BF16
+    return "bf16" if native else "fp32"
+
+
+class Gradients:
+    """One run's. `log` takes named scalars of the present step.
+
+    accumulate: into how many parts, one after the other, each batch goes; `last_part` says that the present part is the
+    last one of its batch, without which `update` does nothing.
+    """
+
+    def __init__(self, precision: str, accumulate: int, device: torch.device, log: Callable[..., None]) -> None:
+        self.dtype, self.accumulate, self.device, self.log = PRECISIONS[precision], accumulate, device, log
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        if self.scaler.is_enabled():  # torch cannot tell a step that the scaler left out from one that was forgotten
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        self.last_part = True
+        self._titles: dict[int, str] = {}
+
+    def watch(self, name: str, optimizer: Optimizer) -> None:
+        """Names the norm of the optimizer's gradients in the log."""
+        title = "gradient" if name == "optimizer" else f"gradient_{name.removesuffix('_optimizer')}"
+        self._titles[id(optimizer)] = title
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Within it convolutions compute in --precision. Losses are computed in float32 wherever they stand."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradients."""
+        self.scaler.scale(loss / self.accumulate if self.accumulate > 1 else loss).backward()
+
+    def update(self, optimizer: Optimizer, *schedules: LRScheduler) -> None:
+        """After the batch's last part: averages the gradients over processes, logs their norm, steps optimizer and
+        schedules, and clears the gradients."""
+        if not self.last_part:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        average_gradients(parameters)  # before unscaling, so that all ranks find the same overflow
+        if self.scaler.is_enabled() and parameters:
+            self.scaler.unscale_(optimizer)
+        norm = norm_of([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.scaler.is_enabled():
+            overflow = ~torch.isfinite(norm)
+            self.log(overflows=overflow)
+            norm = torch.where(overflow, 0.0, norm)  # this step is left out, which is the scaler's work and no failure
+        self.log(**{self._titles[id(optimizer)]: norm})
+        self.scaler.step(optimizer)
+        for schedule in schedules:
+            schedule.step()
+        optimizer.zero_grad()
+
+    def step_done(self) -> None:
+        """After all of a step's updates."""
+        if self.scaler.is_enabled():
+            self.scaler.update()
+
+    def check_scale(self) -> None:
+        """Raises `UserError` when gradients overflow at any scale of the loss; waits for the device."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise UserError(
+                "gradients overflow in fp16 at every scale of the loss; try --precision bf16 or fp32, or a lower --lr"
+            )
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The norm of all of them together."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+
+
+def compiled(module: nn.Module) -> None:
+    """torch.compile, in place; the weights keep their names. Of a segmenter both halves, which methods call alone."""
+    if hasattr(module, "decode"):
+        module.features, module.decode = torch.compile(module.features), torch.compile(module.decode)
+    else:
+        module.compile()

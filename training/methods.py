@@ -1,0 +1,84 @@
+"""What a run's method is called in the literature, from its script and its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptation.mean_teacher import DECAY
+from adaptation.mixing import SURE
+
+PLAIN = {
+    "loss": "ce",
+    "level": "output",
+    "gan": "vanilla",
+    "lambda_adv": 1e-3,
+    "lambda_adv_aux": 2e-4,
+    "lr_d": 1e-4,
+    "bn_statistics": "both",
+    "rounds": 1,
+    "precision": "fp32",
+    "accumulate": 1,
+    "init": None,
+}
+"""What a method's name does not say: the values in which it is as published."""
+
+
+def started_from(settings: dict[str, Any]) -> str | None:
+    """The run whose network a run started from, if it did: --init's, or the one that a moving teacher was."""
+    moving = settings.get("teacher") == "moving"
+    return settings["init"] or (settings.get("teacher_checkpoint") if moving else None)
+
+
+def in_short(value: Any) -> str:
+    """A setting's value; of a path its last part."""
+    if isinstance(value, str) and "/" in value:
+        return Path(value).name
+    return str(value)
+
+
+def evaluated_as(method: str, members: Sequence[str], adapt_bn: bool) -> str:
+    """A method's name with what was done to its networks after training; members: of what the mean was taken."""
+    kinds = sorted(set(members))
+    base = f"mean of {len(members)} ({', '.join(kinds)})" if kinds else method
+    return base + (" + AdaBN" if adapt_bn else "")
+
+
+def method_name(settings: dict[str, Any]) -> str:
+    """What a run's script and its method's flags are called in the literature."""
+    kind = {
+        "train_cityscapes": lambda s: "upper bound",
+        "train_gta5": lambda s: "source only",
+        "train_adversarial": _adversarial,
+        "train_fda": lambda s: "LAB" if s["beta"] is None else f"FDA, beta {s['beta']:g}",
+        "train_pseudo_labels": _pseudo_labels,
+        "train_dacs": _dacs,
+    }.get(settings["script"], lambda s: s["script"])(settings)
+    looks = [word for word in ("jitter", "blur") if settings.get(word)]
+    others = [f"{key} {in_short(settings[key])}" for key, plain in PLAIN.items() if settings.get(key, plain) != plain]
+    return " + ".join([kind, *looks, *others])
+
+
+def _adversarial(settings: dict[str, Any]) -> str:
+    if settings["discriminator"] == "none":
+        return "MinEnt" if settings["lambda_entropy"] > 0 else "target forward pass, weight 0"
+    kind = "AdvEnt" if settings["input"] == "entropy" else "adversarial"
+    return f"{kind}, {settings['discriminator']}" + (" + MinEnt" if settings["min_entropy"] else "")
+
+
+def _pseudo_labels(settings: dict[str, Any]) -> str:
+    words = "pseudo-labels" + (" by AdaBN" if settings["adapt_bn"] else "")
+    words += f", percentile {settings['percentile']:g}" if settings["percentile"] != 50 else ""
+    return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
+
+
+def _dacs(settings: dict[str, Any]) -> str:
+    words = ["DACS"]
+    words += ["rare-class sampling"] if settings["rare_classes"] else []
+    words += ["MIC"] if settings["lambda_mask"] > 0 else []
+    words += [f"FDA beta {settings['beta']:g}"] if settings["beta"] is not None else []
+    words += [f"{settings['teacher']} teacher"] if settings["teacher_checkpoint"] is not None else []
+    published = {"lambda_mix": 1, "decay": DECAY, "confidence": SURE}
+    words += [f"{key} {settings[key]:g}" for key, plain in published.items() if settings.get(key, plain) != plain]
+    return " + ".join(words)

@@ -1,0 +1,107 @@
+"""What may change when a run is resumed, and whose a directory is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.distributed import ranks
+from utils.errors import UserError
+
+FREE = {
+    "root",
+    "resume",
+    "allow_changes",
+    "checkpoint_minutes",
+    "stop_after",
+    "on_bad_sample",
+    "max_bad_share",
+    "no_cache",
+    "cache",
+    "run_dir",
+    "workers",
+    "device",
+    "compile",
+    "gta5",
+    "cityscapes",
+    "gta5_list",
+    "cityscapes_list",
+    "gta5_mapping",
+    "labeller",
+    "teacher_checkpoint",
+    "pseudo_labels",
+}
+"""Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
+and a labeller's or teacher's content)."""
+
+
+def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: bool) -> tuple[list[str], list[str]]:
+    """What differs between the run's `config.json` at `path` and this command's `config`, of what touches the
+    mathematics; and what was changed before. Notes what does not touch it.
+
+    Raises `UserError` when something changed and nothing may, or when the file cannot be read.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        arguments, data = before["arguments"], before["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
+    now = config["arguments"]
+    changed = [
+        f"--{key.replace('_', '-')} was {arguments.get(key)}, is {now.get(key)}"
+        for key in sorted(arguments.keys() | now.keys())
+        if key not in FREE and arguments.get(key) != now.get(key)
+    ]
+    changed += [
+        f"{name} holds other pictures, or its labels are read otherwise"
+        for name, value in config["data"].items()
+        if data.get(name) != value
+    ]
+    if before.get("ranks", 1) != ranks():
+        words = f"{before.get('ranks', 1)} process(es) were training, {ranks()} are"
+        if device.type == "cuda":
+            print(f"note: {words}")
+        else:
+            changed.append(f"{words}, and on a CPU batch normalisation sees one process's share of a batch")
+    for what in ("commit", "versions"):
+        if before.get(what) != config[what]:
+            print(f"note: the run was started with another {what} ({before.get(what)})")
+    if changed and not allowed:
+        raise UserError(
+            f"--resume {path.parent}: the run was started otherwise: {'; '.join(changed)}; --allow-changes goes on "
+            "nevertheless, from the next step with what is asked for now"
+        )
+    for change in changed:
+        print(f"note: {change}")
+    return changed, before.get("changes", [])
+
+
+def used(directory: Path) -> bool:
+    """Whether something is there that a process killed at its start did not leave behind."""
+    return directory.exists() and (
+        not directory.is_dir() or any(not _left_behind(path) for path in directory.iterdir())
+    )
+
+
+def _left_behind(path: Path) -> bool:
+    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def refuse_used(directories: Sequence[Path]) -> None:
+    """For scripts of several runs: raises `UserError` before the first when a later one's directory is not empty."""
+    for directory in directories:
+        if used(directory):
+            raise UserError(f"{directory} is not empty; --resume goes on with a run, another --run-dir starts anew")
+
+
+def move_to(schedule: LRScheduler, step: int) -> None:
+    """Where the schedule would be after that many steps."""
+    schedule.last_epoch = step
+    schedule._last_lr = schedule._get_closed_form_lr()
+    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate

@@ -1,0 +1,90 @@
+"""Flags as a user types them -> values; what is wrong is said in one line by argparse."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import torch
+
+MIN_SIDE, MAX_SIDE = 32, 8192
+
+
+def size(text: str) -> tuple[int, int]:
+    """`1024x512` -> (1024, 512), width first."""
+    width, separator, height = text.lower().partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 1024x512, found {text!r}")
+    if not all(MIN_SIDE <= int(side) <= MAX_SIDE for side in (width, height)):
+        raise argparse.ArgumentTypeError(f"{text}: each side must be {MIN_SIDE} to {MAX_SIDE} pixels")
+    return int(width), int(height)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
+    return int(text)
+
+
+def number(low: float, high: float) -> Any:
+    """A type for argparse: a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, found {text!r}")
+        return value
+
+    return parse
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """`0.75,1,2` -> (0.75, 1.0, 2.0)."""
+    return tuple(number(0.1, 10)(part) for part in text.split(","))
+
+
+def device(text: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:1`, which must be there."""
+    try:
+        found = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, found {text!r}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, found {text!r}")
+    if found.type == "cuda":
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        torch.cuda.set_device(found)  # events, pinned memory and default streams go there too
+    return found
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cores() -> int:
+    """Processor cores that this process may use: its share, where torchrun started several."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def add_machine_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags of training and evaluation that change no figure."""
+    group.add_argument(
+        "--workers", type=whole, metavar="N", default=min(8, cores() - 1), help="loader processes (%(default)s)"
+    )
+    group.add_argument(
+        "--device", type=device, default=default_device(), metavar="DEV", help="cpu, cuda, cuda:1 (%(default)s)"
+    )
