@@ -72,6 +72,13 @@ def test_every_relative_link_leads_to_a_file(path: Path) -> None:
     assert lost == []
 
 
+@each_document
+def test_every_file_of_the_project_that_is_named_exists(path: Path) -> None:
+    named = [piece for piece in code(path.read_text(encoding="utf-8")) if re.fullmatch(r"[\w/]+/[\w/]*(\.py)?", piece)]
+    own = [piece for piece in named if (ROOT / piece.split("/")[0] / "__init__.py").is_file() or "tests/" in piece]
+    assert [piece for piece in own if not (ROOT / piece).exists()] == []
+
+
 def test_readme_links_to_every_page() -> None:
     links = re.findall(r"\]\(docs/(\w+\.md)\)", README.read_text(encoding="utf-8"))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(links)
