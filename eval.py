@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adaptation.adabn import adapt_to
-from datasets import SegmentationSet, cityscapes, gta5
+from datasets import SegmentationSet
 from datasets.check import check
+from datasets.domains import SOURCES, TARGETS, add_roots, open_source, open_target, roots, source_of, target_of
 from datasets.files import picture_size, read_image
 from datasets.geometry import resize_image, resize_label
-from datasets.labels import CLASS_NAMES, colourise, to_cityscapes_ids
+from datasets.labels import CITYSCAPES, Classes, require_same_classes, to_cityscapes_ids
 from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
-from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
 from utils.errors import Parser, UserError, run_script
@@ -50,11 +51,9 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="one or several")
     data = parser.add_argument_group("data")
-    data.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of the target (default: the run's)")
+    add_roots(data, TARGETS, "root of {title}, the target (default: the run's)")
     data.add_argument("--split", default="val", help="split of the target (%(default)s)")
-    data.add_argument(
-        "--gta5", type=Path, metavar="DIR", help="evaluate on the source: what the run held out of it, or all of it"
-    )
+    add_roots(data, SOURCES, "evaluate on a source, {title}: what the run held out of it, or all of it")
     data.add_argument("--unlabelled", action="store_true", help="only predict; no label is looked for")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
     parser.add_argument(
@@ -93,6 +92,7 @@ def main() -> None:
 
     models: dict[str, nn.Module] = {}
     sets: list[SegmentationSet] = []
+    known: tuple[str, Classes] | None = None
     named, records, side_by_side = [], [], {}
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
@@ -101,21 +101,28 @@ def main() -> None:
                 f"note: {path} was written in the middle of epoch {checkpoint['epoch']}, at step {checkpoint['step']}"
             )
         model = build_from_checkpoint(checkpoint, path).to(args.device)
-        data = _data(args, checkpoint["config"]["arguments"], path)
+        run, classes = checkpoint["config"]["arguments"], classes_of(checkpoint)
+        data = _data(args, run, path)
         sets.append(data)
+        known = known or (str(path), classes)
+        require_same_classes(*known, str(path), classes)
+        if data.labelled:
+            require_same_classes(str(path), classes, data.name, data.classes)
+        if args.save_ids is not None:
+            require_same_classes(f"--save-ids: {path}", classes, "Cityscapes' test server", CITYSCAPES)
         if [sample.image for sample in data.samples] != [sample.image for sample in sets[0].samples]:
             raise UserError(
                 f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
-                "different pictures do not compare; name the data with --cityscapes or --gta5, and --limit"
+                f"different pictures do not compare; name the data with {roots(TARGETS | SOURCES)}, and --limit"
             )
         if args.adapt_bn:
-            used = _adapt(model, args, checkpoint["config"]["arguments"], path)
+            used = _adapt(model, args, run, path)
             name += " + AdaBN"
             print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
         if args.precision != "fp32" or args.compile:
             model = Deployed(model, PRECISIONS[args.precision], args.compile)
         models[name] = model
-        metrics = _evaluate(args, model, data, name, side_by_side)
+        metrics = _evaluate(args, model, data, classes, name, side_by_side)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
                        | {"precision": args.precision}
@@ -123,7 +130,7 @@ def main() -> None:
     if len(models) > 1 and not args.no_mean:
         if len({data.size for data in sets}) == 1:
             name = f"mean of {len(models)}"
-            metrics = _evaluate(args, MeanSoftmax(list(models.values())), data, name, side_by_side)
+            metrics = _evaluate(args, MeanSoftmax(list(models.values())), data, classes, name, side_by_side)
             named.append((name, metrics))
             records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
                            | {"adapt_bn": args.adapt_bn, "precision": args.precision}
@@ -132,7 +139,7 @@ def main() -> None:
             print("no mean of the networks: they were trained at different working sizes")
 
     if args.save_side_by_side is not None:
-        _write_side_by_side(args.save_side_by_side, data, side_by_side)
+        _write_side_by_side(args.save_side_by_side, data, classes, side_by_side)
     if args.unlabelled:
         print(f"{len(data)} pictures predicted; without labels there are no figures")
     else:
@@ -143,12 +150,13 @@ def main() -> None:
 
 
 def _evaluate(
-    args: argparse.Namespace, model: nn.Module, data: SegmentationSet, name: str, side_by_side: SideBySide
-) -> dict[str, Any]:
+    args: argparse.Namespace, model: nn.Module, data: SegmentationSet, classes: Classes, name: str,
+    side_by_side: SideBySide,
+) -> dict[str, Any]:  # fmt: skip
     """The figures of one network, or of several as one; saves the pictures that were asked for."""
     loader = evaluation_loader(data, args.workers)
     shown = tqdm(batches(loader), total=len(loader), desc=name, disable=None, leave=False)
-    return evaluate(model, shown, args.device, CLASS_NAMES, _saver(args, data, name, side_by_side))
+    return evaluate(model, shown, args.device, classes.names, _saver(args, data, classes, name, side_by_side))
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:
@@ -162,25 +170,24 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     return named
 
 
+def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
+    """The run's arguments, with the data and the limit that this command names in place of the run's."""
+    own = vars(args)
+    given = run | {key: own[key] for key in SOURCES} | {"limit": args.limit or run["limit"]}
+    return given if target_of(own) is None else given | {key: own[key] for key in TARGETS}
+
+
 def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> SegmentationSet:
     """The set to evaluate on, at the working size of the run, checked."""
-    limit = args.limit or run["limit"]
-    if args.gta5 is None:
-        root = args.cityscapes or run["cityscapes"]
-        data = cityscapes(root, args.split, tuple(run["size"]), labelled=not args.unlabelled, limit=limit)
+    given = _given(args, run)
+    source = source_of(given)
+    if source is None:
+        data = open_target(given, args.split, labelled=not args.unlabelled)
     else:
-        if "gta5_encoding" not in run:
-            raise UserError(f"{path}: this run had no source; it cannot say how GTA5 is to be read")
-        data = gta5(
-            args.gta5,
-            tuple(run["source_size"]),
-            labelled=not args.unlabelled,
-            encoding=run["gta5_encoding"],
-            mapping_file=run["gta5_mapping"] and Path(run["gta5_mapping"]),
-            list_file=run["gta5_list"] and Path(run["gta5_list"]),
-            limit=limit,
-        )
-        rest, held_out = data.hold_out(run["source_holdout"])
+        if "source_holdout" not in run:
+            raise UserError(f"{path}: this run had no source; it cannot say how {SOURCES[source].title} is to be read")
+        data = open_source(given, labelled=not args.unlabelled)
+        rest, held_out = data.hold_out(run["source_holdout"] if source == source_of(run) else 0)
         data = held_out or rest
     print(check(data))
     return data
@@ -188,8 +195,7 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
 
 def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path: Path) -> int:
     """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
-    root, size = args.cityscapes or run["cityscapes"], tuple(run["size"])
-    data = cityscapes(root, "train", size, labelled=False, limit=args.limit or run["limit"])
+    data = open_target(_given(args, run), "train", labelled=False)
     try:
         return adapt_to(model, data, run["batch_size"], args.workers, args.device)
     except ValueError as error:
@@ -197,7 +203,7 @@ def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path
 
 
 def _saver(
-    args: argparse.Namespace, data: SegmentationSet, name: str, side_by_side: SideBySide
+    args: argparse.Namespace, data: SegmentationSet, classes: Classes, name: str, side_by_side: SideBySide
 ) -> Callable[[int, Tensor, Tensor, Tensor | None], None] | None:
     """What to do with each prediction; predictions are saved at the picture's own size."""
     several = len(args.checkpoints) > 1
@@ -208,7 +214,7 @@ def _saver(
         prediction = predict(logits, (height, width)).cpu()
         if args.save_predictions is not None:
             _write_png(args.save_predictions / (name if several else "") / f"{sample.name}.png",
-                       colourise(prediction.numpy()))  # fmt: skip
+                       classes.colourise(prediction.numpy()))  # fmt: skip
         if args.save_ids is not None:
             _write_png(args.save_ids / (name if several else "") / f"{sample.name}_pred_labelIds.png",
                        to_cityscapes_ids(prediction.numpy()))  # fmt: skip
@@ -220,13 +226,13 @@ def _saver(
     return save if any(folder is not None for folder in wanted) else None
 
 
-def _write_side_by_side(folder: Path, data: SegmentationSet, predictions: SideBySide) -> None:
+def _write_side_by_side(folder: Path, data: SegmentationSet, classes: Classes, predictions: SideBySide) -> None:
     for number, columns in predictions.items():
         sample, label = data.samples[number], data.label(number)
         image = read_image(sample.image)
         size = panel_size(*image.shape[:0:-1])
         titled = ([] if label is None else [("ground truth", label)]) + columns
-        _write_png(folder / f"{sample.name}.png", panel(resize_image(image, size), titled))
+        _write_png(folder / f"{sample.name}.png", panel(resize_image(image, size), titled, classes))
 
 
 def panel_size(width: int, height: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@
     python predict.py runs/RUN/checkpoint_last.pt photos/ --out seen/ --confidence --entropy
     python predict.py runs/RUN/checkpoint_last.pt street.jpg --cam car --at 640,300       why is this a car?
 
-Of NAME.jpg it writes NAME_labelTrainIds.png (grey, the 19 train ids), NAME_overlay.png (the classes' colours over the
+Of NAME.jpg it writes NAME_labelTrainIds.png (grey, the train ids), NAME_overlay.png (the classes' colours over the
 picture, a legend below) and on request, as grey maps from 0 (black) to 1 (white), NAME_confidence.png (the largest
 probability) and NAME_entropy.png (of the prediction; white is unsure). --cam adds NAME_cam-CLASS.png: Grad-CAM, where
 the network looks when it sees the class, yellow for most.
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.files import SUFFIXES, read_image
-from datasets.labels import CLASS_NAMES
+from datasets.labels import Classes
 from datasets.pictures import legend, overlay, stacked
 from models.gradcam import LAYERS, grad_cam, layer_named
-from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.prediction import Maps, maps, network_input
 from utils.errors import Parser, UserError, run_script
 from utils.flags import default_device, device
@@ -39,12 +39,16 @@ LEGEND_WIDTH = 240
 """A legend is at least so wide, also below a smaller picture."""
 
 
-def class_name(text: str) -> int:
-    """`traffic light` or `traffic-light` -> its train id."""
-    name = text.replace("-", " ").replace("_", " ").lower()
-    if name not in CLASS_NAMES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of the classes: {', '.join(CLASS_NAMES)}")
-    return CLASS_NAMES.index(name)
+def class_named(text: str, classes: Classes) -> int:
+    """`traffic light` or `traffic-light` -> its train id. Raises `UserError` for none of the classes."""
+
+    def plain(name: str) -> str:
+        return name.replace("-", " ").replace("_", " ").lower()
+
+    found = [train_id for train_id, name in enumerate(classes.names) if plain(name) == plain(text)]
+    if not found:
+        raise UserError(f"--cam {text!r} is none of the classes: {', '.join(classes.names)}")
+    return found[0]
 
 
 def point(text: str) -> tuple[int, int]:
@@ -65,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     output.add_argument("--entropy", action="store_true", help="also the prediction's entropy, normalised to 0 ... 1")
     output.add_argument("--force", action="store_true", help="replace what an earlier prediction wrote")
     cam = parser.add_argument_group("Grad-CAM")
-    cam.add_argument("--cam", type=class_name, metavar="CLASS", help="where the network looks for a class")
+    cam.add_argument("--cam", metavar="CLASS", help="where the network looks for a class")
     cam.add_argument(
         "--at", type=point, metavar="X,Y", help="for its pixel there (default: for all pixels predicted so)"
     )
@@ -81,8 +85,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     pictures = find_pictures(args.images)
-    planned = plan(pictures, args)
     checkpoint = load_checkpoint(args.checkpoint)
+    classes = classes_of(checkpoint)
+    explained = None if args.cam is None else class_named(args.cam, classes)
+    planned = plan(pictures, args, None if explained is None else classes.names[explained])
     model = build_from_checkpoint(checkpoint, args.checkpoint).to(args.device).eval()
     size = tuple(checkpoint["config"]["arguments"]["size"])
     layer = None
@@ -106,10 +112,10 @@ def main() -> None:
         heat = None
         if layer is not None:
             try:
-                heat = explanation(model, layer, inputs, logits, args, image.shape[-2:])
+                heat = explanation(model, layer, inputs, logits, explained, args, image.shape[-2:])
             except LookupError as nothing:
                 tqdm.write(f"note: {path}: no Grad-CAM, {nothing}")
-        write(image, maps(logits, image.shape[-2:]), heat, outputs)
+        write(image, maps(logits, image.shape[-2:]), classes, heat, outputs)
     print(f"{len(planned) - refused} of {len(planned)} pictures predicted, in {args.out}")
     if refused:
         raise UserError(f"{refused} of {len(planned)} pictures cannot be read; the notes above say why")
@@ -137,13 +143,14 @@ def find_pictures(named: list[str]) -> dict[Path, Path]:
     return found
 
 
-def plan(pictures: dict[Path, Path], args: argparse.Namespace) -> dict[Path, dict[str, Path]]:
-    """Picture -> its outputs by kind. Raises `UserError` before anything is written: for two pictures with one name,
-    for an output that exists, without --force, and for one that is a picture to be read, always."""
+def plan(pictures: dict[Path, Path], args: argparse.Namespace, explained: str | None) -> dict[Path, dict[str, Path]]:
+    """Picture -> its outputs by kind; explained: the class of --cam. Raises `UserError` before anything is written: for
+    two pictures with one name, for an output that exists, without --force, and for one that is a picture to be read,
+    always."""
     kinds = {"ids": "_labelTrainIds", "overlay": "_overlay"}
     kinds |= {"confidence": "_confidence"} if args.confidence else {}
     kinds |= {"entropy": "_entropy"} if args.entropy else {}
-    kinds |= {} if args.cam is None else {"cam": f"_cam-{CLASS_NAMES[args.cam].replace(' ', '-')}"}
+    kinds |= {} if explained is None else {"cam": f"_cam-{explained.replace(' ', '-')}"}
     planned, owners = {}, {}
     inputs = {path.resolve() for path in pictures}
     for path, below in pictures.items():
@@ -161,15 +168,16 @@ def plan(pictures: dict[Path, Path], args: argparse.Namespace) -> dict[Path, dic
 
 
 def explanation(
-    model: nn.Module, layer: nn.Module, inputs: Tensor, logits: Tensor, args: argparse.Namespace, size: tuple[int, int]
-) -> Tensor:
-    """Grad-CAM of --cam: float [h, w] from 0 to 1; `size` = (H, W), the picture's own, in which --at is given. Raises
-    LookupError where the picture has nothing to explain, `UserError` for a layer that has none."""
+    model: nn.Module, layer: nn.Module, inputs: Tensor, logits: Tensor, explained: int, args: argparse.Namespace,
+    size: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """Grad-CAM of the class `explained`: float [h, w] from 0 to 1; `size` = (H, W), the picture's own, in which --at is
+    given. Raises LookupError where the picture has nothing to explain, `UserError` for a layer that has none."""
     height, width = size
     if args.at is None:
-        chosen = logits.argmax(dim=1)[0] == args.cam
+        chosen = logits.argmax(dim=1)[0] == explained
         if not chosen.any():
-            raise LookupError(f"no pixel is predicted {CLASS_NAMES[args.cam]}; ask about a place with --at X,Y")
+            raise LookupError(f"no pixel is predicted {args.cam}; ask about a place with --at X,Y")
     else:
         x, y = args.at
         if x >= width or y >= height:
@@ -177,7 +185,7 @@ def explanation(
         chosen = torch.zeros(logits.shape[-2:], dtype=torch.bool, device=logits.device)
         chosen[y * logits.shape[2] // height, x * logits.shape[3] // width] = True
     try:
-        return grad_cam(model, layer, inputs, lambda out: out[0, args.cam][chosen].sum())
+        return grad_cam(model, layer, inputs, lambda out: out[0, explained][chosen].sum())
     except ValueError as error:
         raise UserError(f"--cam-layer {args.cam_layer}: {error}") from None
 
@@ -185,13 +193,14 @@ def explanation(
 # Files
 
 
-def write(image: Tensor, seen: Maps, heat: Tensor | None, outputs: dict[str, Path]) -> None:
+def write(image: Tensor, seen: Maps, classes: Classes, heat: Tensor | None, outputs: dict[str, Path]) -> None:
     """All of one picture's files; image uint8 [3, H, W], heat float [h, w] or None."""
     picture = image.permute(1, 2, 0).numpy()
     save(outputs["ids"], seen.classes)
-    classes, counts = np.unique(seen.classes, return_counts=True)
-    key = legend(classes.tolist(), max(picture.shape[1], LEGEND_WIDTH), (counts / seen.classes.size).tolist())
-    save(outputs["overlay"], stacked(overlay(picture, seen.classes), key))
+    shown, counts = np.unique(seen.classes, return_counts=True)
+    shares = (counts / seen.classes.size).tolist()
+    key = legend(shown.tolist(), classes, max(picture.shape[1], LEGEND_WIDTH), shares)
+    save(outputs["overlay"], stacked(overlay(picture, seen.classes, classes), key))
     for kind in ("confidence", "entropy"):
         if kind in outputs:
             save(outputs[kind], (255 * getattr(seen, kind).clip(0, 1) + 0.5).astype(np.uint8))

@@ -109,7 +109,7 @@ def main() -> None:
     optimizer = sgd(student, args)
     schedule = poly(optimizer, run.total_steps)
     counts = class_counts(train_source, args.workers, args.on_bad_sample == "skip") if args.rare_classes else None
-    rare = None if counts is None else RareClasses(counts)
+    rare = None if counts is None else RareClasses(counts, train_source.classes)
     criterion = pixel_loss(args, train_source, counts)
     run.restore(teacher, student=student, optimizer=optimizer, schedule=schedule)
     if run.step == 0:  # --init went to the network that checkpoints keep; both start from it

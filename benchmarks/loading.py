@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT))
 
 from datasets import SegmentationSet, cityscapes, gta5, street_scenes  # noqa: E402
 from datasets.geometry import Geometry  # noqa: E402
-from datasets.labels import id_table  # noqa: E402
 from datasets.prepared import prepared  # noqa: E402
 from datasets.stream import TrainingStream, batches, training_loader  # noqa: E402
 from training.flags import MOVED  # noqa: E402
@@ -103,7 +102,7 @@ class Plain(Dataset):
     """PIL, float pictures in [0, 1]."""
 
     def __init__(self, data: SegmentationSet) -> None:
-        self.data, self.table = data, id_table(None)
+        self.data, self.table = data, data.table.by_id()
 
     def __len__(self) -> int:
         return len(self.data)

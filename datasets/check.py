@@ -6,23 +6,20 @@ Alone: python -m datasets.check --gta5 DIR --cityscapes DIR
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 from utils.errors import Parser, UserError, run_script
 
-from .cityscapes import cityscapes
+from .domains import SOURCES, TARGETS, add_flags, open_source, open_target, roots, source_of, target_of
 from .files import picture_size, raw_label, read_image, read_label
-from .gta5 import ENCODINGS, gta5
-from .labels import CLASS_NAMES, IGNORE, NUM_CLASSES, TRAIN_ID_TO_CITYSCAPES_ID
-from .segmentation import SegmentationSet
+from .labels import IGNORE
+from .segmentation import SegmentationSet, shared_classes
 
 SAMPLE = 12
 """Files opened per data set, spread evenly over it."""
 
 ASPECT_TOLERANCE = 0.02
-MIN_CLASS_ID = min(TRAIN_ID_TO_CITYSCAPES_ID.values())
 
 
 def check(data: SegmentationSet) -> str:
@@ -39,34 +36,44 @@ def check(data: SegmentationSet) -> str:
             continue
         if data.same_shape:
             _same_shape(data, index, (width, height))
-        label = read_label(sample.label, data.encoding, data.mapping)
+        label = read_label(sample.label, data.encoding, data.mapping, data.table)
         seen += np.bincount(label.numpy().ravel(), minlength=256)
-        raw, held = raw_label(sample.label, data.encoding)
+        raw, held = raw_label(sample.label, data.encoding, data.table)
         highest = max(highest, int(raw[raw != IGNORE].max(initial=0))) if held == "ids" else 255
     said = f"{data.name}: {len(data)} pictures, {_list(sizes)}"
     if not data.labelled:
         return said + ", used without labels"
-    first = data.samples[spread[0]].label
-    classes = int(np.count_nonzero(seen[:NUM_CLASSES]))
-    if classes == 0 and highest < MIN_CLASS_ID:
-        raise UserError(
-            f"{first} and {len(spread) - 1} more of {data.name}: not a single pixel of the 19 classes. Are these "
-            "the dummy labels of the official test split? Use the pictures without labels (eval.py --unlabelled)"
-        )
-    if highest < NUM_CLASSES and _expects_ids_above_18(data):
-        raise UserError(
-            f"{first} and {len(spread) - 1} more of {data.name}: expected Cityscapes ids, but no value is over 18 "
-            "(car is 26, sky 23): these are probably train ids. "
-            + (
-                "Rename the files to *_gtFine_labelTrainIds.png"
-                if first.stem.endswith("labelIds")
-                else "Say --gta5-encoding trainIds if they are"
-            )
-        )
-    if classes == 0:
-        raise UserError(f"{data.name}: none of the {len(spread)} labels opened has a single pixel of the 19 classes")
+    _refuse_misread(data, len(spread), seen, highest)
+    classes = int(np.count_nonzero(seen[: len(data.classes)]))
     ignored = seen[IGNORE] / seen.sum()
     return said + f", {classes} classes in {len(spread)} labels opened, {ignored:.0%} of their pixels ignored"
+
+
+def _refuse_misread(data: SegmentationSet, opened: int, seen: np.ndarray, highest: int) -> None:
+    """Labels that could be read, but hold no class, or values that only look like ids. seen: pixels of each train id;
+    highest: the highest id, 255 where the files hold none."""
+    first, known = data.samples[0].label, len(data.classes)
+    of_classes = {id_: train for id_, train in data.table.train_ids.items() if train != IGNORE}
+    nothing = not seen[:known].any()
+    if nothing and highest < min(of_classes):
+        raise UserError(
+            f"{first} and {opened - 1} more of {data.name}: not a single pixel of the {known} classes. Are these "
+            "the dummy labels of the official test split? Use the pictures without labels (eval.py --unlabelled)"
+        )
+    if data.mapping is not None:  # with one of the user's own, ids below `known` may be all there is
+        of_classes = {id_: train for id_, train in data.mapping.items() if train != IGNORE}
+    if highest < known <= max(of_classes):
+        example = f"{data.classes.names[of_classes[max(of_classes)]]} is {max(of_classes)}"
+        if first.stem.endswith("labelIds"):
+            hint = " Rename the files to *_gtFine_labelTrainIds.png"
+        else:
+            hint = f" Say {data.encoding_flag} trainIds if they are" if data.encoding_flag else ""
+        raise UserError(
+            f"{first} and {opened - 1} more of {data.name}: expected {data.table.title} ids, but no value is over "
+            f"{known - 1} ({example}): these are probably train ids.{hint}"
+        )
+    if nothing:
+        raise UserError(f"{data.name}: none of the {opened} labels opened has a single pixel of the {known} classes")
 
 
 def _same_shape(data: SegmentationSet, index: int, size: tuple[int, int]) -> None:
@@ -79,11 +86,6 @@ def _same_shape(data: SegmentationSet, index: int, size: tuple[int, int]) -> Non
         )
 
 
-def _expects_ids_above_18(data: SegmentationSet) -> bool:
-    """With a mapping of the user's own, ids up to 18 may be all there is."""
-    return data.mapping is None or any(id_ > 18 and train != IGNORE for id_, train in data.mapping.items())
-
-
 def _list(sizes: set[tuple[int, int]]) -> str:
     shown = [f"{width}x{height}" for width, height in sorted(sizes)]
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more sizes" if len(shown) > 3 else "")
@@ -91,19 +93,21 @@ def _list(sizes: set[tuple[int, int]]) -> str:
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gta5", type=Path, metavar="DIR", help="root of GTA5")
-    parser.add_argument("--gta5-encoding", choices=ENCODINGS, default="auto", help="what its labels hold (auto)")
-    parser.add_argument("--gta5-mapping", type=Path, metavar="FILE", help="JSON with label2train")
-    parser.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of Cityscapes")
-    args = parser.parse_args()
-    if args.gta5 is None and args.cityscapes is None:
-        raise UserError("nothing to check: give --gta5 DIR, --cityscapes DIR or both")
-    if args.gta5 is not None:
-        print(check(gta5(args.gta5, encoding=args.gta5_encoding, mapping_file=args.gta5_mapping)))
-    if args.cityscapes is not None:
-        for split in ("train", "val"):
-            print(check(cityscapes(args.cityscapes, split)))
-    print(f"the {len(CLASS_NAMES)} classes can be read from these files")
+    data = parser.add_argument_group("data")
+    add_flags(data, SOURCES, "root of {title}")
+    add_flags(data, TARGETS, "root of {title}")
+    given = vars(parser.parse_args())
+    source, target = source_of(given), target_of(given)
+    if source is None and target is None:
+        raise UserError(f"nothing to check: give {roots(SOURCES)}, {roots(TARGETS)} or both")
+    sets = []
+    if source is not None:
+        sets.append(open_source(given | {"source_size": SOURCES[source].size}))
+    if target is not None:
+        sets += [open_target(given | {"size": TARGETS[target].size}, split) for split in ("train", "val")]
+    for data in sets:
+        print(check(data))
+    print(f"the {len(shared_classes(*sets))} classes can be read from these files")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+from .labels import CITYSCAPES_LABELS
 from .pairs import Sample, by_key, existing_root, folder_of, limited, listed, match, pictures_below
 from .segmentation import SegmentationSet
 
@@ -53,7 +54,7 @@ def cityscapes(
         samples = match(pictures, labels, list_file, name)
     else:
         samples = [Sample(key, image, None) for key, image in listed(pictures, list_file, name).items()]
-    return SegmentationSet(name, limited(samples, limit), size, encoding, root=root)
+    return SegmentationSet(name, limited(samples, limit), size, encoding, root=root, table=CITYSCAPES_LABELS)
 
 
 def _labels(folder: Path) -> tuple[str, dict[str, Path]]:

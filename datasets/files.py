@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-from . import labels
+from .labels import CITYSCAPES_LABELS, IGNORE, UNKNOWN_COLOUR, LabelTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 100_000_000
@@ -80,37 +80,39 @@ def read_image(path: Path, upright: bool = False) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def read_label(path: Path, encoding: str, mapping: dict[int, int] | None = None) -> Tensor:
+def read_label(
+    path: Path, encoding: str, mapping: dict[int, int] | None = None, table: LabelTable = CITYSCAPES_LABELS
+) -> Tensor:
     """uint8 [H, W] train ids at the file's own size.
 
-    `encoding` is one of `labels.ENCODINGS`, or `auto`: by the file's mode, colours when RGB, else Cityscapes ids.
-    `mapping` (id -> train id) replaces the table of Cityscapes. Raises `UserError` for values that the encoding
-    cannot hold.
+    `encoding` is one of `labels.ENCODINGS`; `auto` takes an RGB file for colours, any other for ids. `mapping`
+    (id -> train id) replaces the one of `table`. Raises `UserError` for values that the encoding cannot hold.
     """
-    values, held = raw_label(path, encoding)
-    table = labels.id_table(mapping)
+    values, held = raw_label(path, encoding, table)
+    classes, by_id = len(table.classes), table.by_id(mapping)
     if held == "trainIds":
-        legal = (*range(labels.NUM_CLASSES), labels.IGNORE)
-        _refuse_foreign(path, values, legal, "train ids (0 to 18, 255)", "a labelIds file under another name?")
-        return torch.from_numpy(labels.train_id_table()[values])
+        expected = f"train ids (0 to {classes - 1}, {IGNORE})"
+        _refuse_foreign(path, values, (*range(classes), IGNORE), expected, "a labelIds file under another name?")
+        return torch.from_numpy(table.by_train_id()[values])
     if held == "colours":
-        unknown = float(np.mean(values == labels.UNKNOWN_COLOUR))
+        unknown = float(np.mean(values == UNKNOWN_COLOUR))
         if unknown > MAX_UNKNOWN_SHARE:
             raise UserError(
-                f"{path}: {unknown:.0%} of the pixels have colours that are in no Cityscapes or GTA5 palette; "
-                "expected the palette of the 19 classes (is this a picture, or another data set's label?)"
+                f"{path}: {unknown:.0%} of the pixels have colours that are in no {table.title} palette; expected the "
+                f"palette of the {classes} classes (is this a picture, or another data set's label?)"
             )
-        table[labels.UNKNOWN_COLOUR] = labels.IGNORE
+        by_id[UNKNOWN_COLOUR] = IGNORE
     elif mapping is None:
-        legal = (*range(35), labels.IGNORE)
-        _refuse_foreign(path, values, legal, "Cityscapes ids (0 to 34)", "another data set's label?")
-    return torch.from_numpy(table[values])
+        ids = table.train_ids
+        expected = f"{table.title} ids ({min(ids)} to {max(ids)})"
+        _refuse_foreign(path, values, (*ids, IGNORE), expected, "another data set's label?")
+    return torch.from_numpy(by_id[values])
 
 
-def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
-    """What the file holds before any table: (uint8 [H, W], its encoding).
+def raw_label(path: Path, encoding: str, table: LabelTable = CITYSCAPES_LABELS) -> tuple[np.ndarray, str]:
+    """What the file holds before it is mapped: (uint8 [H, W], its encoding).
 
-    Colours come as Cityscapes ids, `labels.UNKNOWN_COLOUR` where the colour is unknown.
+    Colours come as the ids of `table`, `labels.UNKNOWN_COLOUR` where the colour is unknown.
     """
     image = _open(path)
     if image.format != "PNG":
@@ -118,7 +120,7 @@ def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
     if encoding == "auto":
         encoding = "colours" if image.mode in ("RGB", "RGBA") else "ids"
     if encoding == "colours":
-        return labels.colour_ids(np.array(image.convert("RGB"))), encoding
+        return table.colour_ids(np.array(image.convert("RGB"))), encoding
     if image.mode not in ("L", "P", "I", "I;16"):
         raise UserError(
             f"{path}: expected {encoding} (a grey or palette PNG), found mode {image.mode}; "
@@ -126,22 +128,22 @@ def raw_label(path: Path, encoding: str) -> tuple[np.ndarray, str]:
         )
     values = np.array(image)
     if image.mode == "P" and encoding == "ids":
-        _refuse_foreign_palette(path, image, np.unique(values))
+        _refuse_foreign_palette(path, image, np.unique(values), table)
     if values.size and (values.min() < 0 or values.max() > 255):
         raise UserError(f"{path}: expected {encoding} from 0 to 255, found {values.min()} to {values.max()}")
     return values.astype(np.uint8), encoding
 
 
-def _refuse_foreign_palette(path: Path, image: Image.Image, used: np.ndarray) -> None:
+def _refuse_foreign_palette(path: Path, image: Image.Image, used: np.ndarray, table: LabelTable) -> None:
     """An image tool that saves colour labels as indexed PNG makes a palette of its own: the index is no id then."""
     palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    for index in used[used < min(len(palette), 35)].tolist():
-        known = int(labels.colour_ids(palette[None, index : index + 1])[0, 0])
-        same = (palette[index] == labels.CITYSCAPES_PALETTE[index]).all()
-        if known != labels.UNKNOWN_COLOUR and not same:
+    ids, own = table.train_ids, table.palette
+    for index in [index for index in used.tolist() if index < len(palette) and index in ids]:
+        known = int(table.colour_ids(palette[None, index : index + 1])[0, 0])
+        if known != UNKNOWN_COLOUR and not (palette[index] == own[index]).all():
             raise UserError(
-                f"{path}: expected a palette PNG whose index is the Cityscapes id, but index {index} has the colour of "
-                f"id {known}; the colours were re-indexed by an image tool. Convert the labels back to RGB"
+                f"{path}: expected a palette PNG whose index is the {table.title} id, but index {index} has the colour "
+                f"of id {known}; the colours were re-indexed by an image tool. Convert the labels back to RGB"
             )
 
 

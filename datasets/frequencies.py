@@ -9,13 +9,12 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-from .labels import CLASS_NAMES
 from .segmentation import SegmentationSet
 from .stream import batches
 
 
 def class_counts(data: SegmentationSet, workers: int, skip: bool = False) -> Tensor:
-    """Pixels of each class in each picture, last the pixels without a label: int64 [N, 20].
+    """Pixels of each class in each picture, last the pixels without a label: int64 [N, C + 1].
 
     Every label file is read once, at its own size. Raises `UserError` for a label that cannot be read; with `skip` its
     row is 0.
@@ -27,7 +26,7 @@ def class_counts(data: SegmentationSet, workers: int, skip: bool = False) -> Ten
 
 def class_frequencies(counts: Tensor) -> tuple[Tensor, Tensor]:
     """What `class_counts` gave -> (labelled pixels of each class, labelled pixels of all pictures that show the class):
-    int64 [19] each."""
+    int64 [C] each."""
     labelled = counts[:, :-1]
     return labelled.sum(0), ((labelled > 0) * labelled.sum(1, keepdim=True)).sum(0)
 
@@ -40,7 +39,7 @@ class _Counts(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Tensor | UserError:
-        classes = len(CLASS_NAMES)
+        classes = len(self.data.classes)
         try:
             label = self.data.label(index)
         except UserError as error:

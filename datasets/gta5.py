@@ -12,12 +12,11 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-from . import labels
+from .labels import CITYSCAPES_LABELS, load_mapping
 from .pairs import Sample, by_key, existing_root, folders_below, is_folder, limited, listed, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--gta5"
-ENCODINGS = ("auto", *labels.ENCODINGS)
 
 
 def gta5(
@@ -29,7 +28,7 @@ def gta5(
     list_file: Path | None = None,
     limit: int | None = None,
 ) -> SegmentationSet:
-    """All labelled frames below the root. `encoding` is one of `ENCODINGS`; auto goes by each file's mode.
+    """All labelled frames below the root. `encoding` is one of `labels.ENCODINGS`.
 
     Raises `UserError`: missing root, no frames, pictures without label or labels without picture, a bad mapping.
     """
@@ -48,8 +47,11 @@ def gta5(
         samples = [Sample(name, image, None) for name, image in listed(pictures, list_file, "GTA5").items()]
     samples = limited(samples, limit)
     mapping_file = mapping_file or _mapping_beside(home, root)
-    mapping = None if mapping_file is None else labels.load_mapping(mapping_file)
-    return SegmentationSet("GTA5", samples, size, encoding, mapping, same_shape=False, root=root)
+    mapping = None if mapping_file is None else load_mapping(mapping_file, CITYSCAPES_LABELS.classes)
+    return SegmentationSet(
+        "GTA5", samples, size, encoding, mapping, same_shape=False, root=root, table=CITYSCAPES_LABELS,
+        encoding_flag=f"{FLAG}-encoding",
+    )  # fmt: skip
 
 
 def _mapping_beside(home: Path, root: Path) -> Path | None:

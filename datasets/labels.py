@@ -1,14 +1,16 @@
-"""The label taxonomies: every table that turns what lies in a label file into one of 19 train ids.
+"""The classes of a data set, and the table that turns what lies in its label files into their train ids.
 
-Sources: Cityscapes' own label table (Cordts et al., CVPR 2016), which GTA5 shares (Richter et al., ECCV 2016).
-A label is never guessed: whatever is not in a table here is `IGNORE`.
+Cityscapes' own table (Cordts et al., CVPR 2016) stands here; GTA5 shares it (Richter et al., ECCV 2016). Another data
+set makes a `LabelTable` of its own. A label is never guessed: whatever is not in its table is `IGNORE`.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +23,130 @@ VERSION = 1
 IGNORE = metrics.IGNORE
 """255, the train id of every pixel that counts nowhere: not in the loss, not in a metric."""
 
+ENCODINGS = ("auto", "ids", "trainIds", "colours")
+"""What a label file may hold: the ids of its table, train ids, or the RGB colours of the table. auto: by its mode."""
+
+UNKNOWN_COLOUR = 254
+"""What `LabelTable.colour_ids` gives for a colour that is in no table; never an id."""
+
+Colour = tuple[int, int, int]
+"""RGB, each from 0 to 255."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a network tells apart, in the order of the train ids: class k has name k and colour k."""
+
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """The train id of a name. Raises ValueError for a name that is none of the classes."""
+        return self.names.index(name)
+
+    @property
+    def palette(self) -> np.ndarray:
+        """uint8 [C, 3] RGB."""
+        return np.array(self.colours, dtype=np.uint8)
+
+    def colourise(self, train_ids: np.ndarray) -> np.ndarray:
+        """uint8 [H, W] train ids -> uint8 [H, W, 3] RGB, ignored pixels black."""
+        table = np.zeros((256, 3), dtype=np.uint8)
+        table[: len(self)] = self.palette
+        return table[train_ids]
+
+
+def require_same_classes(one: str, classes: Classes, other: str, others: Classes) -> None:
+    """Raises `UserError`, naming both, unless the two have the same names in the same order."""
+    if classes.names == others.names:
+        return
+    alone = [
+        f"{who} alone has {', '.join(names)}"
+        for who, names in (
+            (one, [name for name in classes.names if name not in others.names]),
+            (other, [name for name in others.names if name not in classes.names]),
+        )
+        if names
+    ]
+    raise UserError(
+        f"{one} has {len(classes)} classes and {other} {len(others)}, which are not the same: "
+        + ("; ".join(alone) or "they come in another order")
+    )
+
+
+class Label(NamedTuple):
+    """A row of a label table: what the files call `id` or show in `colour` is the class `train_id`, or `IGNORE`."""
+
+    id: int
+    name: str
+    train_id: int
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """How the label files of a data set are read. title: whose ids and colours they are. Ids are 0 to 253. Several rows
+    may be one class; where two rows have one colour, the first stands."""
+
+    title: str
+    classes: Classes
+    rows: tuple[Label, ...]
+
+    @property
+    def palette(self) -> np.ndarray:
+        """uint8 [256, 3] RGB, the colour of each id (black where there is none)."""
+        colours = np.zeros((256, 3), dtype=np.uint8)
+        for row in self.rows:
+            colours[row.id] = row.colour
+        return colours
+
+    @property
+    def train_ids(self) -> dict[int, int]:
+        """Id -> train id."""
+        return {row.id: row.train_id for row in self.rows}
+
+    def by_id(self, mapping: dict[int, int] | None = None) -> np.ndarray:
+        """A uint8 [256] table from id to train id; ids that `mapping`, or else the table, lacks are `IGNORE`.
+
+        -1, where a mapping names it, is what an 8-bit file stores as 255.
+        """
+        table = np.full(256, IGNORE, dtype=np.uint8)
+        for id_, train in (self.train_ids if mapping is None else mapping).items():
+            table[id_ % 256] = train
+        return table
+
+    def by_train_id(self) -> np.ndarray:
+        """A uint8 [256] table that keeps the classes' train ids and makes all else `IGNORE`."""
+        table = np.full(256, IGNORE, dtype=np.uint8)
+        table[: len(self.classes)] = np.arange(len(self.classes))
+        return table
+
+    def colour_ids(self, rgb: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] colours -> uint8 [H, W] ids, `UNKNOWN_COLOUR` where the colour is in no row."""
+        wide = rgb.astype(np.int32)
+        return _colour_table(self)[wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]]
+
+    def key(self) -> list[Any]:
+        """What tells this table from Cityscapes', for the keys of what depends on how labels are read: nothing for
+        Cityscapes' own, whose `VERSION` stands in those keys."""
+        return [] if self == CITYSCAPES_LABELS else [self.title, self.classes.names, self.rows]
+
+
+@lru_cache(maxsize=2)
+def _colour_table(table: LabelTable) -> np.ndarray:
+    """uint8 [2**24]: packed RGB -> id."""
+    ids = np.full(1 << 24, UNKNOWN_COLOUR, dtype=np.uint8)
+    for row in reversed(table.rows):  # the first of one colour stands: pole before pole group, car before licence plate
+        red, green, blue = row.colour
+        ids[red << 16 | green << 8 | blue] = row.id
+    return ids
+
+
 # (Cityscapes id, name, train id or IGNORE, colour); id 34 is GTA5's index for the licence plate (Cityscapes: -1).
-_TABLE = (
+_ROWS = (
     (0, "unlabeled", IGNORE, (0, 0, 0)),
     (1, "ego vehicle", IGNORE, (0, 0, 0)),
     (2, "rectification border", IGNORE, (0, 0, 0)),
@@ -60,69 +184,25 @@ _TABLE = (
     (34, "license plate", IGNORE, (0, 0, 142)),
 )
 
-CITYSCAPES_ID_TO_TRAIN_ID: dict[int, int] = {row[0]: row[2] for row in _TABLE} | {-1: IGNORE}
-TRAIN_ID_TO_CITYSCAPES_ID: dict[int, int] = {train: id_ for id_, _, train, _ in _TABLE if train != IGNORE}
-NUM_CLASSES = len(TRAIN_ID_TO_CITYSCAPES_ID)
+_BY_TRAIN_ID = sorted((row for row in _ROWS if row[2] != IGNORE), key=lambda row: row[2])
 
-_BY_TRAIN_ID = sorted((row for row in _TABLE if row[2] != IGNORE), key=lambda row: row[2])
-CLASS_NAMES: tuple[str, ...] = tuple(row[1] for row in _BY_TRAIN_ID)
-"""The 19 names, in the order of the train ids."""
+CITYSCAPES = Classes(tuple(row[1] for row in _BY_TRAIN_ID), tuple(row[3] for row in _BY_TRAIN_ID))
+"""The 19 classes of Cityscapes' benchmark, on which most of this field trains."""
 
-PALETTE: np.ndarray = np.array([row[3] for row in _BY_TRAIN_ID], dtype=np.uint8)
-"""[19, 3] RGB, the colour of each train id."""
+CITYSCAPES_LABELS = LabelTable("Cityscapes", CITYSCAPES, tuple(Label(*row) for row in _ROWS))
+"""What label files of Cityscapes and GTA5 hold."""
 
-CITYSCAPES_PALETTE: np.ndarray = np.zeros((256, 3), dtype=np.uint8)
-"""[256, 3] RGB, the colour of each Cityscapes id (black where there is none)."""
-for _id, _, _, _colour in _TABLE:
-    CITYSCAPES_PALETTE[_id] = _colour
-
-ENCODINGS = ("ids", "trainIds", "colours")
-"""What a label file may hold: Cityscapes ids, train ids, or the RGB colours of the table."""
+CLASS_NAMES: tuple[str, ...] = CITYSCAPES.names
+PALETTE: np.ndarray = CITYSCAPES.palette
+CITYSCAPES_ID_TO_TRAIN_ID: dict[int, int] = CITYSCAPES_LABELS.train_ids | {-1: IGNORE}
+CITYSCAPES_PALETTE: np.ndarray = CITYSCAPES_LABELS.palette
 
 
-def id_table(mapping: dict[int, int] | None = None) -> np.ndarray:
-    """A uint8 [256] table from Cityscapes id to train id; ids that `mapping` lacks are `IGNORE`.
-
-    -1, where a mapping names it, is what an 8-bit file stores as 255.
-    """
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    for id_, train in (CITYSCAPES_ID_TO_TRAIN_ID if mapping is None else mapping).items():
-        table[id_ % 256] = train
-    return table
-
-
-def train_id_table() -> np.ndarray:
-    """A uint8 [256] table that keeps train ids 0 to 18 and makes all else `IGNORE`."""
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    table[:NUM_CLASSES] = np.arange(NUM_CLASSES)
-    return table
-
-
-UNKNOWN_COLOUR = 254
-"""What `colour_ids` gives for a colour that is in no table; never a Cityscapes id."""
-
-
-@lru_cache(maxsize=1)
-def _colour_table() -> np.ndarray:
-    """uint8 [2**24]: packed RGB -> Cityscapes id. Of two ids with one colour the first stands: pole before pole
-    group, car before licence plate, unlabeled before every other black one."""
-    table = np.full(1 << 24, UNKNOWN_COLOUR, dtype=np.uint8)
-    for id_, _, _, (red, green, blue) in reversed(_TABLE):
-        if id_ != 34:  # the licence plate's colour is car's, and car is what it stands for
-            table[red << 16 | green << 8 | blue] = id_
-    return table
-
-
-def colour_ids(rgb: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] colours -> uint8 [H, W] Cityscapes ids, `UNKNOWN_COLOUR` where the colour is in no table."""
-    wide = rgb.astype(np.int32)
-    return _colour_table()[wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]]
-
-
-def load_mapping(path: Path) -> dict[int, int]:
+def load_mapping(path: Path, classes: Classes) -> dict[int, int]:
     """Reads `{"label2train": [[id, train id], ...]}`, the JSON that travels with GTA5 in this field.
 
-    Train ids -1 and 255 both mean `IGNORE`. Raises `UserError` naming the file and the first entry that is wrong.
+    Train ids are those of `classes`; -1 and 255 both mean `IGNORE`. Raises `UserError` naming the file and the first
+    entry that is wrong.
     """
     try:
         pairs = json.loads(path.read_text(encoding="utf-8"))["label2train"]
@@ -134,27 +214,20 @@ def load_mapping(path: Path) -> dict[int, int]:
     mapping: dict[int, int] = {}
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         whole = isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)
-        if not whole or not -1 <= pair[0] <= 255 or not (-1 <= pair[1] < NUM_CLASSES or pair[1] == IGNORE):
+        if not whole or not -1 <= pair[0] <= 255 or not (-1 <= pair[1] < len(classes) or pair[1] == IGNORE):
             raise UserError(
                 f"{path}: label2train holds {json.dumps(pair)[:60]}, expected [id from -1 to 255, train id from 0 "
-                f"to {NUM_CLASSES - 1}, or -1 or 255 to ignore]"
+                f"to {len(classes) - 1}, or -1 or 255 to ignore]"
             )
         mapping[pair[0]] = IGNORE if pair[1] == -1 else pair[1]
     if not any(train != IGNORE for train in mapping.values()):
-        raise UserError(f"{path}: label2train maps nothing to any of the {NUM_CLASSES} classes")
+        raise UserError(f"{path}: label2train maps nothing to any of the {len(classes)} classes")
     return mapping
-
-
-def colourise(train_ids: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] train ids -> uint8 [H, W, 3] RGB, ignored pixels black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[:NUM_CLASSES] = PALETTE
-    return table[train_ids]
 
 
 def to_cityscapes_ids(train_ids: np.ndarray) -> np.ndarray:
     """uint8 [H, W] train ids -> uint8 [H, W] Cityscapes ids, as the official test server takes them (ignore: 0)."""
     table = np.zeros(256, dtype=np.uint8)
-    for train, id_ in TRAIN_ID_TO_CITYSCAPES_ID.items():
+    for id_, _, train, _ in _BY_TRAIN_ID:
         table[train] = id_
     return table[train_ids]

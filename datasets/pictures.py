@@ -11,32 +11,32 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .geometry import resize_label
-from .labels import CLASS_NAMES, IGNORE, PALETTE, colourise
+from .labels import CITYSCAPES, IGNORE, Classes
 
 TITLE_HEIGHT = 18
 WRONG = (240, 228, 66)
 """Okabe and Ito's yellow: seen by colour-blind readers, and the brightest in grey."""
 
 
-def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]]) -> np.ndarray:
+def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]], classes: Classes = CITYSCAPES) -> np.ndarray:
     """A picture and train-id maps side by side, each under its title -> uint8 [H + 18, W * n, 3].
 
     image: uint8 [3, H, W]; maps: uint8 [h, w] of any size (nearest neighbour brings them to the picture's).
     """
     height, width = image.shape[-2:]
     parts = [("picture", image.permute(1, 2, 0).cpu().numpy())]
-    parts += [(title, colourise(resize_label(ids.cpu(), (width, height)).numpy())) for title, ids in titled]
+    parts += [(title, classes.colourise(resize_label(ids.cpu(), (width, height)).numpy())) for title, ids in titled]
     return np.concatenate([under_title(title, pixels) for title, pixels in parts], axis=1)
 
 
-def row(images: Sequence[Tensor]) -> Tensor:
+def row(images: Sequence[Tensor], classes: Classes = CITYSCAPES) -> Tensor:
     """Pictures float [3, h, w], clipped to [0, 1], and train-id maps uint8 [h, w], coloured, side by side at the first
     one's size -> float [3, H, W * n]."""
     height, width = images[0].shape[-2:]
     parts = []
     for image in (image.detach().cpu() for image in images):
         if image.ndim == 2:
-            colours = torch.from_numpy(colourise(resize_label(image, (width, height)).numpy()))
+            colours = torch.from_numpy(classes.colourise(resize_label(image, (width, height)).numpy()))
             parts.append(colours.permute(2, 0, 1).float() / 255)
         else:
             enlarged = F.interpolate(image.float()[None], (height, width), mode="bilinear", align_corners=False)
@@ -64,26 +64,28 @@ def errors(image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.n
     return grey
 
 
-def overlay(image: np.ndarray, prediction: np.ndarray, share: float = 0.55) -> np.ndarray:
+def overlay(image: np.ndarray, prediction: np.ndarray, classes: Classes, share: float = 0.55) -> np.ndarray:
     """The classes' colours over the picture: uint8 [H, W, 3] and uint8 [H, W] -> uint8 [H, W, 3]."""
-    mixed = (1 - share) * image.astype(np.float32) + share * colourise(prediction).astype(np.float32)
+    mixed = (1 - share) * image.astype(np.float32) + share * classes.colourise(prediction).astype(np.float32)
     return (mixed + 0.5).astype(np.uint8)
 
 
-def legend(classes: Sequence[int], width: int, shares: Sequence[float] | None = None) -> np.ndarray:
-    """Colour and name of each class, in as many columns as fit -> uint8 [h, width, 3]; with shares, how much of the
-    picture each fills."""
+def legend(
+    shown: Sequence[int], classes: Classes, width: int, shares: Sequence[float] | None = None
+) -> np.ndarray:
+    """Colour and name of each class in `shown`, in as many columns as fit -> uint8 [h, width, 3]; with shares, how much
+    of the picture each fills."""
     text = max(11, min(40, width // 64))
     font = ImageFont.load_default(size=text)
-    words = [CLASS_NAMES[c] + ("" if shares is None else f" {shares[i]:.1%}") for i, c in enumerate(classes)]
+    words = [classes.names[c] + ("" if shares is None else f" {shares[i]:.1%}") for i, c in enumerate(shown)]
     row, swatch = round(1.6 * text), round(1.5 * text)
     column = swatch + text + max([round(font.getlength(word)) for word in words], default=0) + text
     columns = max(1, width // column)
     canvas = Image.new("RGB", (width, row * -(-len(words) // columns) + text // 2), "white")
     draw = ImageDraw.Draw(canvas)
-    for place, (class_id, word) in enumerate(zip(classes, words, strict=True)):
+    for place, (class_id, word) in enumerate(zip(shown, words, strict=True)):
         left, top = place % columns * column + text // 2, place // columns * row + text // 3
-        draw.rectangle((left, top, left + swatch, top + text), fill=tuple(PALETTE[class_id].tolist()), outline="black")
+        draw.rectangle((left, top, left + swatch, top + text), fill=classes.colours[class_id], outline="black")
         draw.text((left + swatch + text // 2, top - 1), word, fill="black", font=font)
     return np.array(canvas)
 

@@ -123,7 +123,8 @@ def _array(
 def _made_from(data: SegmentationSet, kind: str) -> dict[str, Any]:
     """What the array depends on. Raises `UserError` for a file that is gone."""
     stamps = [stamp(sample.image if kind == "images" else sample.label) for sample in data.samples]
-    reading = None if kind == "images" else [data.encoding, sorted((data.mapping or {}).items()), labels.VERSION]
+    mapping = sorted((data.mapping or {}).items())
+    reading = None if kind == "images" else [data.encoding, mapping, labels.VERSION, *data.table.key()]
     return {"files": stamps, "size": list(data.size), "reading": reading, "resizing": RESIZING}
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-from .labels import CLASS_NAMES
+from .labels import Classes
 
 TEMPERATURE = 0.01
 """T of P(c) = exp((1 - f_c) / T) / sum_c' exp((1 - f_c') / T) (DAFormer, equation 8)."""
@@ -23,19 +23,20 @@ at 1280x720: nearly the same share)."""
 
 
 class RareClasses:
-    """Draws (class, picture) by what `datasets.frequencies.class_counts` counted, int64 [N, 20]: P(c) over the classes
-    that occur, f_c their share of the labelled pixels, then any picture of the class with one probability. A class that
-    no picture shows to `SHARE` is drawn from all that have a pixel of it. Raises `UserError` where no class occurs."""
+    """Draws (class, picture) by what `datasets.frequencies.class_counts` counted, int64 [N, C + 1]: P(c) over the
+    classes that occur, f_c their share of the labelled pixels, then any picture of the class with one probability. A
+    class that no picture shows to `SHARE` is drawn from all that have a pixel of it. Raises `UserError` where no class
+    occurs."""
 
-    def __init__(self, counts: Tensor) -> None:
-        pixels = counts.numpy()
+    def __init__(self, counts: Tensor, classes: Classes) -> None:
+        pixels, self.names = counts.numpy(), classes.names
         shares = pixels[:, :-1] / np.maximum(1, pixels.sum(1, keepdims=True))
         if not pixels[:, :-1].any():
             raise UserError("rare-class sampling: no label of the source holds a class")
         frequency = pixels[:, :-1].sum(0) / pixels[:, :-1].sum()
         # Less the rarest's exponent, which cancels: the largest of all is 0.
         weight = np.exp((frequency[frequency > 0].min() - frequency) / TEMPERATURE) * (frequency > 0)
-        self.probability = weight / weight.sum()  # float64 [19]
+        self.probability = weight / weight.sum()  # float64 [C]
         shown = np.where((shares >= SHARE).any(0), shares >= SHARE, shares > 0)
         self.pictures = [np.flatnonzero(column) for column in shown.T]
 
@@ -51,5 +52,5 @@ class RareClasses:
 
     def __str__(self) -> str:
         """The probabilities, in words."""
-        rows = [(p, name, len(of)) for p, name, of in zip(self.probability, CLASS_NAMES, self.pictures, strict=True)]
+        rows = [(p, name, len(of)) for p, name, of in zip(self.probability, self.names, self.pictures, strict=True)]
         return ", ".join(f"{name} {100 * p:.1f}% of {n} pictures" for p, name, n in sorted(rows, reverse=True) if p > 0)

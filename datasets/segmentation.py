@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from .files import read_image, read_label
 from .geometry import resize_image, resize_label
+from .labels import CITYSCAPES_LABELS, Classes, LabelTable, require_same_classes
 from .pairs import Sample, split_off
 
 
@@ -18,10 +19,11 @@ from .pairs import Sample, split_off
 class SegmentationSet(Dataset):
     """Pictures at the working size, labels at their own.
 
-    name: what messages call it. size: working size (width, height). encoding, mapping: see `files.read_label`.
-    same_shape: whether a picture and its label must have one aspect ratio (a few pairs of GTA5 have not).
-    root: what the user named, where prepared arrays may lie. images, labels: those arrays (`datasets/prepared.py`),
-    where there are any; else the files are read.
+    name: what messages call it; of a split, TITLE SPLIT. size: working size (width, height). encoding, mapping, table:
+    see `files.read_label`. same_shape: whether a picture and its label must have one aspect ratio (a few pairs of GTA5
+    have not). root: what the user named, where prepared arrays may lie. images, labels: those arrays
+    (`datasets/prepared.py`), where there are any; else the files are read. encoding_flag: with which the user says the
+    encoding, where there is a choice.
     """
 
     name: str
@@ -33,6 +35,13 @@ class SegmentationSet(Dataset):
     root: Path | None = None
     images: Sequence[Tensor] | None = field(default=None, repr=False)
     labels: Sequence[Tensor] | None = field(default=None, repr=False)
+    table: LabelTable = field(default=CITYSCAPES_LABELS, repr=False)
+    encoding_flag: str | None = None
+
+    @property
+    def classes(self) -> Classes:
+        """What its labels tell apart."""
+        return self.table.classes
 
     @property
     def labelled(self) -> bool:
@@ -63,7 +72,7 @@ class SegmentationSet(Dataset):
     def label(self, index: int) -> Tensor | None:
         """uint8 [h, w] train ids at the file's own size, None where the set is used without labels."""
         path = self.samples[index].label
-        return None if path is None else read_label(path, self.encoding, self.mapping)
+        return None if path is None else read_label(path, self.encoding, self.mapping, self.table)
 
     def hold_out(self, share: float) -> tuple[SegmentationSet, SegmentationSet | None]:
         """(the rest, the held-out share, the same for every run; None for a share of 0)."""
@@ -71,3 +80,10 @@ class SegmentationSet(Dataset):
         files = replace(self, images=None, labels=None)  # arrays hold all samples
         held_out = replace(files, name=f"{self.name} held out", samples=held) if held else None
         return replace(files, samples=kept), held_out
+
+
+def shared_classes(*sets: SegmentationSet) -> Classes:
+    """The classes that the sets have in common. Raises `UserError` where one has others: a network has one list."""
+    for other in sets[1:]:
+        require_same_classes(sets[0].name, sets[0].classes, other.name, other.classes)
+    return sets[0].classes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from datasets.domains import TARGETS
 from utils.tables import NOT_RUN, Cell, Table
 
 from . import published
@@ -27,8 +28,8 @@ def in_order(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 REFERENCE_FREE = {"script", "eval_every", "source_holdout"}
 """Settings in which a method and its references may differ without a word."""
-EVALUATED = ("model", "backbone", "size", "cityscapes", "limit")
-"""Settings in which they must agree, or they do not compare."""
+EVALUATED = ("model", "backbone", "size", "limit")
+"""Settings in which they must agree, or they do not compare; so they must in the target."""
 
 
 def reference(e: Experiment, script: str, experiments: Sequence[Experiment]) -> tuple[Experiment | None, list[str]]:
@@ -38,7 +39,8 @@ def reference(e: Experiment, script: str, experiments: Sequence[Experiment]) -> 
         shared = (other.settings.keys() & e.settings.keys()) - REFERENCE_FREE
         return sorted(key for key in shared if other.settings[key] != e.settings[key])
 
-    fits = [o for o in experiments if o.plain and o.script == script and not {*EVALUATED} & {*differing(o)}]
+    evaluated = {*EVALUATED, *TARGETS}
+    fits = [o for o in experiments if o.plain and o.script == script and not evaluated & {*differing(o)}]
     best = min(fits, key=lambda other: len(differing(other)), default=None)
     return best, [] if best is None else differing(best)
 

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datasets.labels import CLASS_NAMES, PALETTE
 from utils.tables import Table, latex
 
 from .qualitative import KEY, Scene
@@ -125,11 +124,9 @@ def _scenes(scenes: Sequence[Scene]) -> str:
         parts.append(f"<h3>{html.escape(scene.name)}</h3><div class=tiles>{tiles}</div>")
     if not parts:
         return ""
-    shown = sorted(set().union(*(scene.classes() for scene in scenes)))
-    colours = [f"rgb({', '.join(str(value) for value in PALETTE[c])})" for c in shown]
+    shown = {(c, scene.classes.names[c], scene.classes.colours[c]) for scene in scenes for c in scene.shown()}
     key = "".join(
-        f'<li><span style="background:{colour}"></span>{CLASS_NAMES[c]}</li>'
-        for c, colour in zip(shown, colours, strict=True)
+        f'<li><span style="background:rgb{colour}"></span>{html.escape(name)}</li>' for _, name, colour in sorted(shown)
     )
     intro = "The same pictures for every experiment (its first seed, last checkpoint): prediction above, errors below."
     return f"<p>{intro} {html.escape(KEY)}</p><ul class=key>{key}</ul>" + "\n".join(parts)

@@ -14,9 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from datasets.labels import CLASS_NAMES
-
-from .results import Experiment, Measured
+from .results import Experiment, Measured, class_names
 
 matplotlib.use("Agg")  # files only: no window, no display
 from matplotlib.axes import Axes
@@ -125,8 +123,8 @@ def _curve(
 
 def class_bars(experiments: Sequence[Experiment]) -> Iterator[Chart]:
     """IoU per class of the last checkpoints, a few experiments a chart; classes that do not occur are left out."""
-    measured = [e for e in experiments if any(e.figure("target", name) for name in CLASS_NAMES)]
-    present = [name for name in CLASS_NAMES if any(e.figure("target", name) for e in measured)]
+    measured = [e for e in experiments if any(e.figure("target", name) for name in e.class_names)]
+    present = [name for name in class_names(measured) if any(e.figure("target", name) for e in measured)]
     groups = [measured[first : first + BARS] for first in range(0, len(measured), BARS)]
     for part, group in enumerate(groups, start=1):
         thickness = 0.8 / len(group)
@@ -157,8 +155,8 @@ def confusion_charts(experiments: Sequence[Experiment]) -> Iterator[Chart]:
         if not matrices or not sum(matrices).sum():
             continue
         matrix = sum(matrices)
-        rows = [i for i in range(len(CLASS_NAMES)) if matrix[i].sum()]
-        columns = [i for i in range(len(CLASS_NAMES)) if matrix[:, i].sum() or i in rows]
+        rows = [i for i in range(len(matrix)) if matrix[i].sum()]
+        columns = [i for i in range(len(matrix)) if matrix[:, i].sum() or i in rows]
         shares = 100 * matrix[rows][:, columns] / matrix[rows].sum(axis=1, keepdims=True)
         figure = Figure(figsize=(WIDTH, 1.5 + 0.21 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
@@ -175,8 +173,8 @@ def confusion_charts(experiments: Sequence[Experiment]) -> Iterator[Chart]:
                     fontsize=6,
                     color="white" if dark else "black",
                 )
-        axes.set_xticks(range(len(columns)), [CLASS_NAMES[i] for i in columns], rotation=90, fontsize=7)
-        axes.set_yticks(range(len(rows)), [CLASS_NAMES[i] for i in rows], fontsize=7)
+        axes.set_xticks(range(len(columns)), [e.class_names[i] for i in columns], rotation=90, fontsize=7)
+        axes.set_yticks(range(len(rows)), [e.class_names[i] for i in rows], fontsize=7)
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")
         figure.colorbar(image, ax=axes, label="of the label's pixels (%)")

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from adaptation.adabn import adapt_to
-from datasets import SegmentationSet, cityscapes
+from datasets import SegmentationSet
 from datasets.appearance import to_float
+from datasets.domains import TARGETS, open_target
 from datasets.files import read_image
 from datasets.geometry import resize_image, resize_label
-from datasets.labels import colourise
+from datasets.labels import Classes
 from datasets.pictures import WRONG, errors, legend, stacked, under_title
 from models.ensemble import MeanSoftmax
 from training.checkpoint import build_from_checkpoint, load_checkpoint
@@ -40,20 +41,21 @@ class Scene:
     """One picture of the val set: uint8 [H, W, 3], its label uint8 [H, W], and each experiment's prediction, alike."""
 
     name: str
+    classes: Classes
     picture: np.ndarray
     label: np.ndarray
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def tiles(self) -> list[tuple[str, np.ndarray]]:
         """(title, uint8 [h, W, 3]): the picture, its label, and each prediction over its errors."""
-        told = [("picture", self.picture), ("ground truth", colourise(self.label))]
+        told = [("picture", self.picture), ("ground truth", self.classes.colourise(self.label))]
         for title, prediction in self.predictions.items():
             wrong = errors(self.picture, prediction, self.label)
-            told.append((title, stacked(colourise(prediction), wrong)))
+            told.append((title, stacked(self.classes.colourise(prediction), wrong)))
         return told
 
-    def classes(self) -> list[int]:
-        """Those that are in the label or in a prediction."""
+    def shown(self) -> list[int]:
+        """The classes that are in the label or in a prediction."""
         return sorted({*np.unique(self.label).tolist()}.union(*map(np.unique, self.predictions.values())) - {255})
 
     def strip(self) -> np.ndarray:
@@ -64,7 +66,7 @@ class Scene:
         tiles = [np.pad(tile, ((0, 6), (0, 6), (0, 0)), constant_values=255) for tile in tiles]
         rows = [np.concatenate(tiles[at : at + COLUMNS], axis=1) for at in range(0, len(tiles), COLUMNS)]
         joined = functools.reduce(stacked, rows)
-        return stacked(joined, legend(self.classes(), joined.shape[1]))
+        return stacked(joined, legend(self.shown(), self.classes, joined.shape[1]))
 
 
 def scenes(
@@ -73,12 +75,12 @@ def scenes(
     """`count` pictures, spread evenly over each val set that the experiments were evaluated on, through the first run
     of each experiment. What cannot be shown is named by `note`."""
     found: list[Scene] = []
-    sets: dict[tuple[str, int | None], list[Experiment]] = {}
+    sets: dict[tuple[str | int | None, ...], list[Experiment]] = {}
     for e in experiments:
-        sets.setdefault((e.settings["cityscapes"], e.settings.get("limit")), []).append(e)
-    for (root, limit), group in sets.items():
+        sets.setdefault((*(e.settings.get(key) for key in TARGETS), e.settings.get("limit")), []).append(e)
+    for group in sets.values():
         try:
-            data = cityscapes(root, "val", tuple(group[0].settings["size"]), limit=limit)
+            data = open_target(group[0].settings, "val")
             chosen = np.unique(np.linspace(0, len(data) - 1, count).round().astype(int)).tolist()
             own = [_scene(data, index) for index in chosen]
         except UserError as error:
@@ -98,12 +100,12 @@ def scenes(
 
 def network(e: Experiment, device: torch.device) -> nn.Module:
     """The network of an experiment's first run, as it was evaluated. Raises `UserError`."""
-    run, size = e.runs[0], tuple(e.settings["size"])
+    run = e.runs[0]
     models = []
     for path in run.checkpoints:
         model = build_from_checkpoint(load_checkpoint(path), path).to(device)
         if run.adapt_bn:
-            data = cityscapes(e.settings["cityscapes"], "train", size, labelled=False, limit=e.settings.get("limit"))
+            data = open_target(e.settings, "train", labelled=False)
             if device.type == "cpu" and len(data) > ADABN_PICTURES:
                 raise UserError(f"AdaBN on {len(data)} pictures takes long on a CPU; --device cuda shows it")
             adapt_to(model, data, e.settings["batch_size"], 0, device)
@@ -116,7 +118,8 @@ def _scene(data: SegmentationSet, index: int) -> Scene:
     height, width = image.shape[-2:]
     size = (min(width, WIDTH), max(1, height * min(width, WIDTH) // width))
     picture = resize_image(image, size).permute(1, 2, 0).numpy()
-    return Scene(Path(data.samples[index].name).name, picture, resize_label(data.label(index), size).numpy())
+    label = resize_label(data.label(index), size).numpy()
+    return Scene(Path(data.samples[index].name).name, data.classes, picture, label)
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.labels import CLASS_NAMES
+from datasets import domains
 from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
 from utils.errors import UserError
@@ -104,9 +104,14 @@ class Experiment:
 
     def figure(self, part: str, name: str) -> list[float]:
         """Per cent of each run that has it. part: target, oracle or source; name: accuracy, miou, or a class."""
-        found = [getattr(run, part) for run in self.runs]
-        values = [None if one is None else one["iou"][name] if name in CLASS_NAMES else one[name] for one in found]
+        found = [one for one in (getattr(run, part) for run in self.runs) if one is not None]
+        values = [one["iou"].get(name, one.get(name)) for one in found]
         return [100 * value for value in values if value is not None]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that its networks tell apart, in their order; none where it has not finished."""
+        return tuple(self.runs[0].target["iou"]) if self.finished else ()
 
     def by_seed(self) -> dict[int | None, float]:
         """mIoU on the target (fraction) of each seed that has one."""
@@ -131,6 +136,11 @@ class Experiment:
             f"{'x'.join(str(side) for side in s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
         )
         return words + (", street scenes" if s["demo"] else "")
+
+
+def class_names(experiments: Iterable[Experiment]) -> tuple[str, ...]:
+    """The classes of several experiments, each once, in their order."""
+    return tuple(dict.fromkeys(name for e in experiments for name in e.class_names))
 
 
 def find_runs(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -160,9 +170,9 @@ def read_run(directory: Path) -> Measured:
         result = json.loads(path.read_text(encoding="utf-8"))
         target = {key: result[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
         parts = [figures for figures in (target, result["oracle"], result["source"]) if figures is not None]
-        whole = all(_sane(figures) for figures in parts)
+        whole = all(_sane(figures, target["iou"]) for figures in parts)
         run = _run(directory, target, result["oracle"], result["source"], result.get("confusion"))
-        whole &= _square(run.confusion)
+        whole &= _square(run.confusion, len(target["iou"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -190,21 +200,24 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
         _ = entry["target"]["miou"]
         if not all(type(value) in (int, float) for value in (entry["step"], *entry["train"].values())):
             raise ValueError("a logged value is no number")
-    for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo", "cityscapes"):
+    for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo"):
         _ = settings[key]
+    unknown = domains.arguments(source="source_holdout" in settings)  # when the run was made, some may have been
+    settings |= {key: value for key, value in unknown.items() if key not in settings}
+    if domains.target_of(settings) is None:
+        raise ValueError("no target is named")
     _ = config["total_steps"], config["script"], method_name(settings)
     seed = config["arguments"]["seed"]
     return Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history)
 
 
-def _sane(figures: dict[str, Any]) -> bool:
-    values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in CLASS_NAMES)]
+def _sane(figures: dict[str, Any], classes: Iterable[str]) -> bool:
+    values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in classes)]
     return all(v is None or (type(v) in (int, float) and math.isfinite(v) and 0 <= v <= 1) for v in values)
 
 
-def _square(confusion: Any) -> bool:
-    """Whether it is a count for every pair of classes, or not there."""
-    size = len(CLASS_NAMES)
+def _square(confusion: Any, size: int) -> bool:
+    """Whether it is a count for every pair of `size` classes, or not there."""
     return confusion is None or (
         len(confusion) == size
         and all(len(row) == size and all(type(n) is int and n >= 0 for n in row) for row in confusion)
@@ -239,7 +252,7 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
     if any(run.target["pictures"] != record["pictures"] for run in runs):
         return note(f"{where}: measured on other pictures than its run")
     target = {key: record[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
-    if not _sane(target) or not _square(record.get("confusion")):
+    if not _sane(target, runs[0].target["iou"]) or not _square(record.get("confusion"), len(target["iou"])):
         raise ValueError("figures out of range")
     first, seeds = runs[0], {run.seed for run in runs}
     settings = {k: v for k, v in first.settings.items() if all(run.settings.get(k) == v for run in runs)}

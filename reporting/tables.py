@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets.labels import CLASS_NAMES
 from utils.tables import NOT_RUN, Cell, Table
 
 from . import published
 from .published import NOTE
-from .results import Experiment
+from .results import Experiment, class_names
 
 NETWORK = {"bisenet": "BiSeNet", "deeplabv2": "DeepLabV2", "resnet18": "ResNet-18", "resnet101": "ResNet-101"}
 AUGMENTED = {(): "no augmentation", ("jitter",): "+ colour jitter", ("blur",): "+ Gaussian blur"}
@@ -198,7 +197,9 @@ def _adversarial_columns() -> list[Column]:
 def per_class(experiments: Sequence[Experiment], number: int, title: str, columns: Sequence[Column]) -> Table:
     """A line a class; a column for each experiment of a kind, and beside it the published one."""
     header, cells = ["IoU (%)"], []
-    lines = (*CLASS_NAMES, "mean")
+    classes = class_names([e for e in experiments if any(fits(e) for _, fits, _, _ in columns)])
+    classes = classes or tuple(published.PER_CLASS[()])
+    lines = (*classes, "mean")
     for label, fits, others, mean in columns:
         found = [e for e in experiments if fits(e)]
         for e in found:
@@ -209,7 +210,7 @@ def per_class(experiments: Sequence[Experiment], number: int, title: str, column
             cells.append([NOT_RUN] * len(lines))
         if others or mean:
             header.append(f"{label}, published")
-            cells.append([*((others or {}).get(line, "-") for line in CLASS_NAMES), mean])
+            cells.append([*((others or {}).get(line, "-") for line in classes), mean])
     rows = [[line, *(column[place] for column in cells)] for place, line in enumerate(lines)]
     notes = (HEADLINE, "A dash: no pixel of the class in the evaluated pictures, or nothing published.", NOTE)
     return Table(f"report-{number}", f"Report, Table {number}: {title}", tuple(header), rows, notes)

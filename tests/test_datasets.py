@@ -15,12 +15,12 @@ from datasets import cityscapes, gta5
 from datasets.check import check
 from datasets.files import read_label
 from datasets.labels import (
+    CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
     CITYSCAPES_PALETTE,
     CLASS_NAMES,
     IGNORE,
     PALETTE,
-    colourise,
     to_cityscapes_ids,
 )
 from utils.errors import UserError
@@ -178,10 +178,10 @@ def test_tables_of_the_taxonomy():
     assert kept == {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12,
                     26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
     every = np.arange(19, dtype=np.uint8)
-    assert np.array_equal(colourise(every[None])[0], PALETTE)
+    assert np.array_equal(CITYSCAPES.colourise(every[None])[0], PALETTE)
     assert to_cityscapes_ids(every).tolist() == list(kept)
     assert to_cityscapes_ids(np.array([IGNORE], dtype=np.uint8)).tolist() == [0]
-    assert colourise(np.array([[IGNORE]], dtype=np.uint8)).tolist() == [[[0, 0, 0]]]
+    assert CITYSCAPES.colourise(np.array([[IGNORE]], dtype=np.uint8)).tolist() == [[[0, 0, 0]]]
 
 
 # What is wrong is refused, and the message names the file and the cause.

@@ -18,7 +18,7 @@ from PIL import Image
 from datasets import cityscapes, gta5
 from datasets.check import check
 from datasets.files import read_image, read_label
-from datasets.labels import CITYSCAPES_PALETTE, IGNORE, NUM_CLASSES, load_mapping
+from datasets.labels import CITYSCAPES, CITYSCAPES_PALETTE, IGNORE, load_mapping
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -94,7 +94,7 @@ def survive(path: Path, contents: list[bytes], read) -> tuple[int, int]:
 def legal_label(path: Path, encoding: str) -> None:
     label = read_label(path, encoding)
     assert label.dtype == torch.uint8
-    assert set(label.unique().tolist()) <= {*range(NUM_CLASSES), IGNORE}
+    assert set(label.unique().tolist()) <= {*range(len(CITYSCAPES)), IGNORE}
 
 
 def legal_image(path: Path) -> None:
@@ -163,7 +163,7 @@ def test_mutated_mappings_are_read_or_refused(tmp_path):
                  b'{"label2train": {"1": 2}}', b'{"label2train": [[0, 99999999999999999999999]]}']  # fmt: skip
 
     def read(path):
-        mapping = load_mapping(path)
+        mapping = load_mapping(path, CITYSCAPES)
         assert all(isinstance(key, int) and 0 <= value <= 255 for key, value in mapping.items())
 
     good, refused = survive(tmp_path / "mapping.json", contents, read)

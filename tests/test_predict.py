@@ -11,7 +11,7 @@ from PIL import Image
 
 from adaptation.entropy import prediction_entropy
 from datasets.files import read_image
-from datasets.labels import CLASS_NAMES, PALETTE
+from datasets.labels import CITYSCAPES, CLASS_NAMES, PALETTE
 from datasets.pictures import legend
 from models import build_segmenter
 from models.gradcam import LAYERS, grad_cam, layer_named
@@ -145,10 +145,10 @@ def test_a_picture_of_another_shape_keeps_its_shape():
 
 
 def test_the_legend_names_colours_and_shares():
-    drawn = legend([0, 13], 400, [0.75, 0.25])
+    drawn = legend([0, 13], CITYSCAPES, 400, [0.75, 0.25])
     for class_id in (0, 13):
         assert (drawn == PALETTE[class_id]).all(axis=2).sum() > 50
-    assert legend([0, 13], 120).shape[1] == 120
+    assert legend([0, 13], CITYSCAPES, 120).shape[1] == 120
 
 
 # Grad-CAM

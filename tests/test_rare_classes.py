@@ -10,6 +10,7 @@ from conftest import SMALL, SOURCE, write_gta5
 from datasets import gta5
 from datasets.frequencies import class_counts
 from datasets.geometry import Geometry
+from datasets.labels import CITYSCAPES
 from datasets.rare_classes import SHARE, RareClasses
 from datasets.stream import TrainingStream, batches, training_loader
 from utils.errors import UserError
@@ -31,7 +32,7 @@ COUNTS = counted({0: 500_000, 1: 4000}, {0: 500_000, 2: 5000, 1: 1000}, {0: 490_
 
 
 def test_classes_are_drawn_as_the_formula_says():
-    rare = RareClasses(COUNTS)
+    rare = RareClasses(COUNTS, CITYSCAPES)
     pixels = np.array([1_490_000, 5000, 10_000, 20])
     expected = np.exp((1 - pixels / pixels.sum()) / 0.01)
     expected /= expected.sum()
@@ -48,7 +49,7 @@ def test_classes_are_drawn_as_the_formula_says():
 
 def test_a_picture_shows_a_class_from_a_share_of_its_pixels_on():
     assert round(SHARE * 1914 * 1052) == 3000
-    pictures = RareClasses(COUNTS).pictures
+    pictures = RareClasses(COUNTS, CITYSCAPES).pictures
     assert [of.tolist() for of in pictures[:4]] == [
         [0, 1, 2],
         [0],
@@ -61,7 +62,7 @@ def test_a_picture_shows_a_class_from_a_share_of_its_pixels_on():
     label[0, 14] = 1
     assert RareClasses.shows(label, 1)
     with pytest.raises(UserError, match="no label"):
-        RareClasses(counted({}, {}))
+        RareClasses(counted({}, {}), CITYSCAPES)
 
 
 def drawn(data, rare, first=0, workers=0, seed=0, number=0):
@@ -73,7 +74,7 @@ def drawn(data, rare, first=0, workers=0, seed=0, number=0):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_draws_depend_on_seed_stream_and_number_alone(game, workers):
     data = gta5(game, SIZE)
-    rare = RareClasses(class_counts(data, 0))
+    rare = RareClasses(class_counts(data, 0), CITYSCAPES)
     whole = drawn(data, rare)
     for expected, found in zip(whole[3:], drawn(data, rare, 3, workers), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
@@ -89,7 +90,7 @@ def test_a_crop_shows_the_class_that_was_drawn(tmp_path):
     label = torch.zeros(64, 96, dtype=torch.uint8)
     label[8:16, 16:24] = 18
     counts = counted({0: 500_000}, {0: 400_000, 18: 8000})
-    geometry, rare = Geometry((96, 64), (2.0,)), RareClasses(counts)
+    geometry, rare = Geometry((96, 64), (2.0,)), RareClasses(counts, CITYSCAPES)
     stream = TrainingStream(data, geometry, 0, 0, draws=200, rare=rare)
     plain = TrainingStream(data, geometry, 0, 0, draws=200)
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
@@ -109,7 +110,7 @@ def test_labels_are_counted_once_and_bad_ones_passed_over(script, game, city, tm
     command = ("train_dacs", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--max-steps", 2, "--rare-classes",
                "--run-dir")  # fmt: skip
     calls = []
-    for module in (train_dacs, __import__("training.arguments", fromlist=["class_counts"])):
+    for module in (train_dacs, __import__("training.building", fromlist=["class_counts"])):
         monkeypatch.setattr(module, "class_counts", lambda *given: calls.append(given) or class_counts(*given))
     done = script(*command, tmp_path / "run", "--loss", "weighted")
     assert done.status == 0, done.err
@@ -125,4 +126,4 @@ def test_labels_are_counted_once_and_bad_ones_passed_over(script, game, city, tm
     assert done.status == 0, done.err
     counts = class_counts(gta5(game, SIZE), 0, skip=True)
     assert not counts[1].any()
-    assert not any(1 in of for of in RareClasses(counts).pictures)
+    assert not any(1 in of for of in RareClasses(counts, CITYSCAPES).pictures)

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import PolynomialLR
 
 import models
 from adaptation.losses import PixelLoss, cross_entropy, focal, median_frequency_weights, ohem
-from datasets import SegmentationSet, cityscapes, gta5
+from datasets import SegmentationSet
 from datasets.check import check
+from datasets.domains import open_source, open_target
 from datasets.frequencies import class_counts, class_frequencies
 from datasets.geometry import Geometry
 from datasets.labels import CLASS_NAMES
@@ -26,14 +27,7 @@ from .checkpoint import LAST, PREVIOUS
 
 def source_sets(args: argparse.Namespace) -> tuple[SegmentationSet, SegmentationSet | None]:
     """(training frames of the source, the held-out ones or None), checked."""
-    data = gta5(
-        args.gta5,
-        args.source_size,
-        encoding=args.gta5_encoding,
-        mapping_file=args.gta5_mapping,
-        list_file=args.gta5_list,
-        limit=args.limit,
-    )
+    data = open_source(vars(args))
     print(check(data))
     return data.hold_out(args.source_holdout)
 
@@ -41,8 +35,7 @@ def source_sets(args: argparse.Namespace) -> tuple[SegmentationSet, Segmentation
 def target_set(args: argparse.Namespace, split: str, labelled: bool = True) -> SegmentationSet:
     """A split of the target, checked; val without labels where --unlabelled-val says so."""
     labelled = labelled and not (split == "val" and args.unlabelled_val)
-    list_file = args.cityscapes_list if split == "train" else None
-    data = cityscapes(args.cityscapes, split, args.size, labelled, list_file, args.limit)
+    data = open_target(vars(args), split, labelled, listed=split == "train")
     print(check(data))
     return data
 

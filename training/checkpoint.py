@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import models
+from datasets.labels import CITYSCAPES, Classes
 from utils.errors import UserError
 from utils.files import sync, write_atomically
 
@@ -20,7 +21,8 @@ LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoi
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes what `load_checkpoint` reads: at least network (options), weights, class_names, config, step, epoch.
+    """Writes what `load_checkpoint` reads: at least network (options), weights, class_names, class_colours, config,
+    step, epoch.
 
     What stood at `path` goes to `previous`, where one is named, once the new file is on the disk and was read back.
     Raises `UserError` when it cannot be written, or not be read as it was written; then what stood there stays.
@@ -107,6 +109,13 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+
+
+def classes_of(checkpoint: dict[str, Any]) -> Classes:
+    """What the network of a checkpoint tells apart. Checkpoints without colours are of the time when every network knew
+    the classes of Cityscapes."""
+    colours = checkpoint.get("class_colours", CITYSCAPES.colours)
+    return Classes(tuple(checkpoint["class_names"]), tuple(tuple(colour) for colour in colours))
 
 
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:

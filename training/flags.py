@@ -14,7 +14,7 @@ import torch
 import models
 from adaptation.losses import LOSSES
 from datasets import street_scenes
-from datasets.gta5 import ENCODINGS
+from datasets.domains import SOURCES, TARGETS, add_flags, add_roots, roots, sizes, source_of, target_of
 from models.bisenet import CHANNELS
 from utils import distributed
 from utils.errors import Parser, UserError
@@ -70,30 +70,18 @@ def default_directory(args: argparse.Namespace) -> Path:
 
 
 def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
-    """The common flags; `source` tells whether the experiment reads GTA5 too. A script adds its own, then `parse`s."""
+    """The common flags; `source` tells whether the experiment reads one too. A script adds its own, then `parse`s."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of Cityscapes, the target")
-    data.add_argument("--cityscapes-list", type=Path, metavar="FILE", help="train on the pictures named here only")
-    data.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="target working size (1024x512)")
-    data.add_argument(
-        "--gta5", type=Path, metavar="DIR", help="root of GTA5, the source" if source else argparse.SUPPRESS
-    )
-    data.add_argument(
-        "--source-size",
-        type=size,
-        default=(1280, 720),
-        metavar="WxH",
-        help="source working size (1280x720)" if source else argparse.SUPPRESS,
-    )
+    add_flags(data, TARGETS, "root of {title}, the target", "train on the pictures named here only")
+    data.add_argument("--size", type=size, metavar="WxH", help=f"target working size ({sizes(TARGETS)})")
     if source:
-        data.add_argument("--gta5-list", type=Path, metavar="FILE", help="use the frames named here only")
-        data.add_argument(
-            "--gta5-encoding", choices=ENCODINGS, default="auto", help="what label files hold (auto: by their mode)"
-        )
-        data.add_argument(
-            "--gta5-mapping", type=Path, metavar="FILE", help="JSON with label2train (default: one beside the data)"
-        )
+        add_flags(data, SOURCES, "root of {title}, the source", "use the frames named here only")
+    else:
+        add_roots(data, SOURCES, argparse.SUPPRESS)
+    source_size = f"source working size ({sizes(SOURCES)})" if source else argparse.SUPPRESS
+    data.add_argument("--source-size", type=size, metavar="WxH", help=source_size)
+    if source:
         data.add_argument(
             "--source-holdout",
             type=number(0, 0.9),
@@ -217,7 +205,10 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     """
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
+    reads_source = "source_holdout" in known
+    source, target = source_of(vars(chosen)), target_of(vars(chosen))
     implied = SETTINGS[chosen.settings, chosen.model] | {"backbone": BACKBONES[chosen.model]}
+    implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[source or "gta5"].size}
     if recipes:
         implied |= recipes[chosen.recipe]
     if chosen.demo:
@@ -247,18 +238,19 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
     # A script may put several runs below its root.
     args.run_dir = args.root = distributed.from_first(args.run_dir or default_directory(args))
-    source = "gta5_encoding" in known
-    if args.demo and (args.cityscapes is None or (source and args.gta5 is None)):
+    if args.demo and (target is None or (reads_source and source is None)):
         try:
             with distributed.first_then_others():
                 game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
         except (OSError, ValueError) as error:
             raise UserError(f"--demo: the street scenes cannot be written below {DEMO_ROOT} ({error})") from None
-        args.cityscapes = args.cityscapes or camera
-        args.gta5 = args.gta5 or game
-    for flag in ("cityscapes", "gta5") if source else ("cityscapes",):
-        if getattr(args, flag) is None:
-            raise UserError(f"--{flag} DIR is missing: name the root of the data set, or try --demo")
+        if target is None:
+            args.cityscapes = target = camera
+        if source is None:
+            args.gta5 = source = game
+    for found, table in ((target, TARGETS), (source, SOURCES)) if reads_source else ((target, TARGETS),):
+        if found is None:
+            raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")
     return args
 
 

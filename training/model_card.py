@@ -13,8 +13,8 @@ from .methods import started_from
 
 NAME = "model_card.md"
 
-LIMITS = """- Nineteen classes of street scenes as seen from a car (Cityscapes' taxonomy). Anything else gets one of
-  these classes too: the network has no "unknown".
+LIMITS = """- The network knows {number} classes: {names}. Anything else gets one of these too: it has no
+  "unknown".
 - The figures hold for the pictures they were measured on. In another city, season, light or camera expect less; the
   fall from one domain to another is what this project is about.
 - Rare and thin things (poles, riders, signs) are recognised far worse than the mean says: see the table per class.
@@ -56,7 +56,7 @@ def model_card(config: dict[str, Any], result: dict[str, Any]) -> str:
         "labels, which no adaptation has, so it is an oracle and no result.",
         result_tables(named),
         "## Limits",
-        LIMITS,
+        LIMITS.format(number=len(result["iou"]), names=", ".join(result["iou"])),
         "## Licence",
         "The code is MIT. For the weights read the terms of what they were trained on (the data above, and ImageNet "
         "where the backbone began with it) before you use or pass them on.",

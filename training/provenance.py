@@ -19,7 +19,8 @@ from datasets import SegmentationSet, labels
 def fingerprint(data: SegmentationSet) -> dict[str, Any]:
     """What a resumed run compares: the number of pictures, and hashes of their names and of how labels are read."""
     names = "\n".join(sample.name for sample in data.samples)
-    reading = repr((labels.VERSION, data.labelled, data.encoding, sorted((data.mapping or {}).items())))
+    mapping = sorted((data.mapping or {}).items())
+    reading = repr((labels.VERSION, data.labelled, data.encoding, mapping, *data.table.key()))
     return {"pictures": len(data), "names": _sha256(names), "labels": _sha256(reading)}
 
 

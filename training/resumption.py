@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from datasets import domains
 from utils.distributed import ranks
 from utils.errors import UserError
 
@@ -27,17 +28,12 @@ FREE = {
     "workers",
     "device",
     "compile",
-    "gta5",
-    "cityscapes",
-    "gta5_list",
-    "cityscapes_list",
-    "gta5_mapping",
     "labeller",
     "teacher_checkpoint",
     "pseudo_labels",
 }
 """Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
-and a labeller's or teacher's content)."""
+and a labeller's or teacher's content). Where the data lie and which are listed, every domain's flags, are free too."""
 
 
 def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: bool) -> tuple[list[str], list[str]]:
@@ -52,10 +48,11 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
     now = config["arguments"]
+    free = FREE | {name for name, default in domains.arguments().items() if default is None}  # an encoding is not
     changed = [
         f"--{key.replace('_', '-')} was {arguments.get(key)}, is {now.get(key)}"
         for key in sorted(arguments.keys() | now.keys())
-        if key not in FREE and arguments.get(key) != now.get(key)
+        if key not in free and arguments.get(key) != now.get(key)
     ]
     changed += [
         f"{name} holds other pictures, or its labels are read otherwise"

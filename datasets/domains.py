@@ -1,0 +1,152 @@
+"""The domains: which data sets a run can learn from and adapt to, and the flags that name them.
+
+A new one is a loader in a file of its own and one line in a table here. What the loader owes (`datasets/gta5.py` and
+`datasets/cityscapes.py` are the models):
+
+    source: load(root, size, labelled=, list_file=, limit=) -> SegmentationSet
+    target: load(root, split, size, labelled=, list_file=, limit=) -> SegmentationSet called "TITLE SPLIT"
+
+with `encoding=` where its line has encodings, and `mapping_file=` where it has a mapping. The flags follow from its
+key: --KEY DIR names the root, --KEY-list FILE the pictures, --KEY-encoding and --KEY-mapping say how labels are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+from .cityscapes import cityscapes
+from .gta5 import gta5
+from .labels import ENCODINGS
+from .segmentation import SegmentationSet
+
+
+@dataclass(frozen=True)
+class Domain:
+    """size: working size (width, height) unless the user says otherwise. encodings: what its label files may hold,
+    where the user can say; the first unless he does. mapping: whether a JSON file may map its ids."""
+
+    title: str
+    load: Callable[..., SegmentationSet]
+    size: tuple[int, int]
+    encodings: tuple[str, ...] = ()
+    mapping: bool = False
+
+
+SOURCES = {
+    "gta5": Domain("GTA5", gta5, (1280, 720), ENCODINGS, mapping=True),
+}
+TARGETS = {
+    "cityscapes": Domain("Cityscapes", cityscapes, (1024, 512)),
+}
+
+
+# Flags
+
+
+def add_flags(
+    group: argparse._ArgumentGroup, table: Mapping[str, Domain], root: str, listed: str | None = None
+) -> None:
+    """The flags of every domain in a table. root, listed: help of --KEY and --KEY-list, {title} for the domain's;
+    without `listed` there is no list."""
+    for key, domain in table.items():
+        add_roots(group, {key: domain}, root)
+        if listed is not None:
+            group.add_argument(f"--{key}-list", type=Path, metavar="FILE", help=listed)
+        if domain.encodings:
+            first = domain.encodings[0]
+            group.add_argument(
+                f"--{key}-encoding", choices=domain.encodings, default=first,
+                help=f"what label files hold ({first}{': by their mode' if first == 'auto' else ''})",
+            )  # fmt: skip
+        if domain.mapping:
+            beside = "JSON with label2train (default: one beside the data)"
+            group.add_argument(f"--{key}-mapping", type=Path, metavar="FILE", help=beside)
+
+
+def add_roots(group: argparse._ArgumentGroup, table: Mapping[str, Domain], root: str) -> None:
+    """--KEY DIR alone, of every domain in a table."""
+    for key, domain in table.items():
+        group.add_argument(f"--{key}", type=Path, metavar="DIR", help=root.format(title=domain.title))
+
+
+def roots(table: Mapping[str, Domain]) -> str:
+    """The flags of a table in words: --gta5 DIR."""
+    return " or ".join(f"--{key} DIR" for key in table)
+
+
+def sizes(table: Mapping[str, Domain]) -> str:
+    """The default working sizes in words: 1280x720, or what each domain has."""
+    named = {key: "{}x{}".format(*domain.size) for key, domain in table.items()}
+    if len(set(named.values())) == 1:
+        return next(iter(named.values()))
+    return ", ".join(f"{key} {size}" for key, size in named.items())
+
+
+def arguments(source: bool = True) -> dict[str, Any]:
+    """What the flags of all domains are where none is given: root, list and mapping None, the encoding its first.
+    source: whether the script reads a source; one that does not knows of sources their roots alone."""
+    found: dict[str, Any] = dict.fromkeys(SOURCES)
+    for key, domain in ((SOURCES if source else {}) | TARGETS).items():
+        found |= {key: None, f"{key}_list": None}
+        found |= {f"{key}_encoding": domain.encodings[0]} if domain.encodings else {}
+        found |= {f"{key}_mapping": None} if domain.mapping else {}
+    return found
+
+
+# From what a run was given to its sets. `given`: the arguments as `vars(args)` or config.json has them.
+
+
+def source_of(given: Mapping[str, Any]) -> str | None:
+    """The key of the source that is named, None where none is. Raises `UserError` for two."""
+    return _named(SOURCES, given, "source")
+
+
+def target_of(given: Mapping[str, Any]) -> str | None:
+    """The key of the target that is named, None where none is. Raises `UserError` for two."""
+    return _named(TARGETS, given, "target")
+
+
+def _named(table: Mapping[str, Domain], given: Mapping[str, Any], role: str) -> str | None:
+    found = [key for key in table if given.get(key) is not None]
+    if len(found) > 1:
+        raise UserError(f"{' and '.join(f'--{key}' for key in found)}: a run has one {role}; name one of them")
+    return found[0] if found else None
+
+
+def open_source(given: Mapping[str, Any], labelled: bool = True) -> SegmentationSet:
+    """All pictures of the source that is named, at --source-size, less what --KEY-list and --limit leave out."""
+    key = source_of(given)
+    more = _reading(key, SOURCES[key], given) | {"list_file": _path(given.get(f"{key}_list"))}
+    size = tuple(given["source_size"])
+    return SOURCES[key].load(Path(given[key]), size, labelled=labelled, limit=given.get("limit"), **more)
+
+
+def open_target(
+    given: Mapping[str, Any], split: str, labelled: bool = True, listed: bool = False
+) -> SegmentationSet:
+    """A split of the target that is named, at --size, less what --limit and, where `listed`, --KEY-list leave out."""
+    key = target_of(given)
+    more = _reading(key, TARGETS[key], given)
+    more["list_file"] = _path(given.get(f"{key}_list")) if listed else None
+    size = tuple(given["size"])
+    return TARGETS[key].load(Path(given[key]), split, size, labelled=labelled, limit=given.get("limit"), **more)
+
+
+def _reading(key: str, domain: Domain, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How labels are read, where the user can say."""
+    found: dict[str, Any] = {}
+    if domain.encodings:
+        found["encoding"] = given.get(f"{key}_encoding", domain.encodings[0])
+    if domain.mapping:
+        found["mapping_file"] = _path(given.get(f"{key}_mapping"))
+    return found
+
+
+def _path(text: Path | str | None) -> Path | None:
+    return None if text is None else Path(text)
