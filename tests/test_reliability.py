@@ -481,7 +481,7 @@ def test_a_bad_sample_is_replaced_the_same_way_every_time(game):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skipping_lists_what_it_skips_and_ends_when_it_is_too_much(script, game, city, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("training.arguments.check", lambda data: "")  # as if they were whole at the start
+    monkeypatch.setattr("training.building.check", lambda data: "")  # as if they were whole at the start
     file = break_one(game)
     flags = ("--workers", workers, "--on-bad-sample", "skip", "--max-bad-share", 0.2)
     assert str(file) in one_line_error(script(*source_only(game, city, tmp_path / "stops")))

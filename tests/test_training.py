@@ -123,14 +123,14 @@ def test_jitter_and_blur_have_the_reports_constants_and_differ_between_pictures(
 
 def test_demo_writes_its_scenes_and_runs(script, tmp_path, monkeypatch):
     small = {"size": (64, 32), "source": 10, "target": 6, "val": 4}
-    monkeypatch.setattr("training.arguments.DEMO_SCENES", small)
-    monkeypatch.setattr("training.arguments.DEMO_ROOT", tmp_path / "scenes")
+    monkeypatch.setattr("training.flags.DEMO_SCENES", small)
+    monkeypatch.setattr("training.flags.DEMO_ROOT", tmp_path / "scenes")
     flags = ("--demo", "--size", "64x32", "--source-size", "64x32", "--max-steps", 2, "--device", "cpu", "--workers", 0)
     for name in ("train_cityscapes", "train_gta5"):
         done = script(name, *flags, "--run-dir", tmp_path / name)
         assert done.status == 0, done.err
     assert json.loads((tmp_path / "train_gta5/result.json").read_text())["source"]["pictures"] == 2
-    monkeypatch.setattr("training.arguments.DEMO_ROOT", tmp_path / "train_gta5/config.json")
+    monkeypatch.setattr("training.flags.DEMO_ROOT", tmp_path / "train_gta5/config.json")
     assert "--demo" in one_line_error(script("train_cityscapes", *flags, "--run-dir", tmp_path / "never"))
 
 
