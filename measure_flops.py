@@ -17,13 +17,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import build_discriminator, build_segmenter
+from models import DISCRIMINATORS, SEGMENTERS, Segmenter, build_discriminator, build_segmenter
 from models.deployment import Deployed
 from training.gradients import PRECISIONS
 from training.provenance import device_name
@@ -31,15 +32,6 @@ from utils.errors import Parser, UserError, run_script
 from utils.files import write_atomically, write_json
 from utils.flags import default_device, device, positive, size
 from utils.tables import markdown
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "bisenet resnet18": lambda: build_segmenter("bisenet", backbone="resnet18"),
-    "bisenet resnet101": lambda: build_segmenter("bisenet", backbone="resnet101"),
-    "deeplabv2 resnet101": lambda: build_segmenter("deeplabv2", backbone="resnet101"),
-    "deeplabv2 resnet101 multi-level": lambda: build_segmenter("deeplabv2", backbone="resnet101", multi_level=True),
-    "discriminator standard": lambda: build_discriminator("standard"),
-    "discriminator depthwise": lambda: build_discriminator("depthwise"),
-}
 
 PUBLISHED = (
     ("bisenet resnet18", "12.582 M parameters", "student report; counts the ImageNet classifier, which is never used"),
@@ -80,9 +72,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    chosen = {name: build for name, build in NETWORKS.items() if args.only in name}
+    known = networks()
+    chosen = {name: build for name, build in known.items() if args.only in name}
     if not chosen:
-        raise UserError(f"--only {args.only}: no network is called so; there are {', '.join(NETWORKS)}")
+        raise UserError(f"--only {args.only}: no network is called so; there are {', '.join(known)}")
     for path in (args.json, args.markdown):
         if path is not None and path.exists():
             raise UserError(f"{path} exists; name a new file, nothing is overwritten")
@@ -101,11 +94,22 @@ def main() -> None:
         write_atomically(args.markdown, lambda file: file.write((text + "\n").encode()))
 
 
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    """Every network on every backbone, its variants, and every discriminator: name -> what builds it."""
+    found: dict[str, Callable[[], nn.Module]] = {}
+    for name, network in SEGMENTERS.items():
+        for backbone in network.backbones:
+            for title, options in {"": {}, **network.variants}.items():
+                build = partial(build_segmenter, name, backbone=backbone, **options)
+                found[f"{name} {backbone} {title}".rstrip()] = build
+    return found | {f"discriminator {kind}": partial(build_discriminator, kind) for kind in DISCRIMINATORS}
+
+
 def example(model: nn.Module, size: tuple[int, int], batch_size: int = 1) -> Tensor:
     """Zeros of the shape that the network takes: three channels, or as many classes as the discriminator sees."""
     width, height = size
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    channels = 3 if hasattr(model, "normalise") else first.in_channels
+    channels = 3 if isinstance(model, Segmenter) else first.in_channels
     return torch.zeros(batch_size, channels, height, width)
 
 
@@ -122,10 +126,9 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
         total, macs = analysis.total(), analysis.by_operator()["conv"]
         uncounted = dict(analysis.unsupported_ops())
     training = sum(parameter.numel() for parameter in model.parameters())
-    heads = sum(p.numel() for name, p in model.named_parameters() if name.startswith("auxiliary"))
     return {
         "parameters_training": training,
-        "parameters_inference": training - heads,
+        "parameters_inference": model.inference_parameters() if isinstance(model, Segmenter) else training,
         "fvcore": int(total),
         "conv_macs": int(macs),
         "conv_flops": 2 * int(macs),

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from datasets.files import SUFFIXES, read_image
 from datasets.labels import Classes
 from datasets.pictures import legend, overlay, stacked
-from models.gradcam import LAYERS, grad_cam, layer_named
+from models.gradcam import grad_cam, layer_named
 from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.prediction import Maps, maps, network_input
 from utils.errors import Parser, UserError, run_script
@@ -73,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     cam.add_argument(
         "--at", type=point, metavar="X,Y", help="for its pixel there (default: for all pixels predicted so)"
     )
-    cam.add_argument("--cam-layer", metavar="NAME", help="of these features (the deepest: layer4 of the ResNet)")
+    cam.add_argument("--cam-layer", metavar="NAME", help="of these features (the network's deepest)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
     args = parser.parse_args()
@@ -94,7 +94,7 @@ def main() -> None:
     layer = None
     if args.cam is not None:
         try:
-            layer = layer_named(model, args.cam_layer or LAYERS[checkpoint["network"]["name"]])
+            layer = layer_named(model, args.cam_layer or model.cam_layer)
         except ValueError as error:
             raise UserError(f"--cam-layer: {error}") from None
 

@@ -28,7 +28,7 @@ from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
 from adaptation.entropy import min_entropy_loss
 from adaptation.losses import PixelLoss, cross_entropy, segmentation_loss
 from datasets.appearance import Appearance, to_float
-from models import build_discriminator
+from models import DISCRIMINATORS, SEGMENTERS, build_discriminator
 from models.discriminator import MIN_SIDE
 from training.building import fused, geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
 from training.flags import add_statistics_flag, parse, training_parser
@@ -45,14 +45,15 @@ def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True)
     adversarial = parser.add_argument_group("adversarial adaptation")
     adversarial.add_argument(
-        "--discriminator", choices=("standard", "depthwise", "none"), default="standard", help="(%(default)s)"
-    )
+        "--discriminator", choices=(*DISCRIMINATORS, "none"), default="standard",
+        help="; ".join(f"{name}: {kind.title}" for name, kind in DISCRIMINATORS.items()) + " (%(default)s)",
+    )  # fmt: skip
     adversarial.add_argument(
         "--level",
         choices=("output", "multi", "feature"),
         default="output",
-        help="where it looks: the main logits; a second one on the auxiliary logits too; or the features that enter "
-        "BiSeNet's fusion or DeepLabV2's classifier (%(default)s)",
+        help="where it looks: the main logits; a second one on the auxiliary logits too; or the features at 1/8 that "
+        "the network makes its logits from (%(default)s)",
     )
     adversarial.add_argument(
         "--input", choices=sorted(INPUTS), default="softmax", help="what it sees; entropy is AdvEnt's (%(default)s)"
@@ -71,6 +72,8 @@ def parse_args() -> argparse.Namespace:
     args = parse(parser)
     if args.level == "feature" and args.input == "entropy":
         raise UserError("--level feature with --input entropy: features are no probabilities and have no entropy")
+    if args.level == "multi" and SEGMENTERS[args.model].multi_level_options is None:
+        raise UserError(f"--level multi: {SEGMENTERS[args.model].title} has no auxiliary logits to look at")
     if args.level == "feature" and min(args.size + args.source_size) < 8 * MIN_SIDE:
         raise UserError(
             f"--level feature: features are at 1/8, so the discriminator needs --size and --source-size of at least "
@@ -98,8 +101,7 @@ def main() -> None:
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
 
     run = Run(args, train_source, train_target, val)
-    multi_level = {"multi_level": args.level == "multi"} if args.model == "deeplabv2" else {}
-    model = segmenter(args, **multi_level)
+    model = segmenter(args, multi_level=args.level == "multi")
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)

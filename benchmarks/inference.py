@@ -22,9 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from measure_flops import timed  # noqa: E402
 from models import SEGMENTERS, build_segmenter  # noqa: E402
-from models.bisenet import CHANNELS  # noqa: E402
 from models.deployment import Deployed  # noqa: E402
-from training.flags import BACKBONES  # noqa: E402
+from training.flags import add_network_flags  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import device_name  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
@@ -34,8 +33,7 @@ from utils.tables import markdown  # noqa: E402
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(SEGMENTERS), default="bisenet", help="(%(default)s)")
-    parser.add_argument("--backbone", choices=sorted(CHANNELS), help="(resnet18; deeplabv2: resnet101)")
+    add_network_flags(parser)
     sizes = [(512, 256), (1024, 512), (2048, 1024)]
     parser.add_argument("--sizes", type=size, nargs="+", default=sizes, metavar="WxH", help="(512x256 to 2048x1024)")
     parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4], metavar="N", help="(1 4)")
@@ -45,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
     args = parser.parse_args()
     gpu = args.device.type == "cuda"
-    args.backbone = args.backbone or BACKBONES[args.model]
+    args.backbone = args.backbone or SEGMENTERS[args.model].default_backbone()
     args.precisions = args.precisions or (["fp16"] if gpu else ["fp32", "bf16"])
     args.rounds = args.rounds or (100 if gpu else 7)
     return args

@@ -9,19 +9,28 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
 
 from .bisenet import BiSeNet
 from .deeplabv2 import DeepLabV2
-from .discriminator import Discriminator
+from .discriminator import DISCRIMINATORS, Discriminator
+from .segmenter import Segmenter
 from .weights import UNREADABLE, WeightsError
 
-SEGMENTERS: dict[str, type[nn.Module]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2}
+SEGMENTERS: dict[str, type[Segmenter]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2}
+"""--model's name -> network; the first is the default. What a network says of itself: `models.segmenter`."""
 
-__all__ = ["SEGMENTERS", "UNREADABLE", "WeightsError", "build_discriminator", "build_segmenter"]
+__all__ = [
+    "DISCRIMINATORS",
+    "SEGMENTERS",
+    "UNREADABLE",
+    "Segmenter",
+    "WeightsError",
+    "build_discriminator",
+    "build_segmenter",
+]
 
 
-def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Module:
+def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> Segmenter:
     """A network by its name; `options` are its constructor's.
 
     module(images in [0, 1], [B, 3, H, W]) -> logits [B, num_classes, H, W] in evaluation; in training
@@ -41,6 +50,6 @@ def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> nn.Modu
 
 
 def build_discriminator(kind: str, in_channels: int = 19) -> Discriminator:
-    """`standard` or `depthwise`; [B, in_channels, H, W] -> logits [B, 1, H/32, W/32]; its weights channels-last.
+    """One of `DISCRIMINATORS`; [B, in_channels, H, W] -> logits [B, 1, H/32, W/32]; its weights channels-last.
     Raises ValueError for another kind."""
     return Discriminator(kind, in_channels).to(memory_format=torch.channels_last)

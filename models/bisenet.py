@@ -7,14 +7,13 @@ ResNet's ImageNet classifier too, which is never used and is not here.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from .layers import Normalise, resize
-from .weights import load_resnet_weights
+from .layers import resize
+from .segmenter import Outputs, Segmenter, Settings
+from .weights import load_backbone, torchvision_imagenet
 
 CHANNELS = {"resnet18": (256, 512), "resnet101": (1024, 2048)}
 """Channels of the context path's 1/16 and 1/32 features."""
@@ -82,14 +81,20 @@ class FeatureFusion(nn.Module):
         return features + features * torch.sigmoid(attention)
 
 
-class BiSeNet(nn.Module):
-    """Spatial path + context path.
+class BiSeNet(Segmenter):
+    """Spatial path + context path; two auxiliary heads, on the context path's features at 1/16 and at 1/32."""
 
-    images [B, 3, H, W] in [0, 1], any H and W -> logits [B, num_classes, H, W]; in training
-    (logits, (logits of the 1/16 head, logits of the 1/32 head)), all at the input's size.
-    """
-
-    rate_factors: ClassVar[dict[str, float]] = {}
+    title = "BiSeNet"
+    backbones = {"resnet18": "ResNet-18", "resnet101": "ResNet-101"}
+    settings = {
+        # Section 4.1.
+        "paper": Settings(16, 2.5e-2, 1e-4, aux_weight=1.0, flip=0.5, scales=(0.75, 1.0, 1.5, 1.75, 2.0)),
+        # As written; the report's augmentations are flags: --flip 0.15, --jitter, --blur.
+        "report": Settings(4, 2.5e-4, 1e-4, aux_weight=1.0),
+    }
+    demo_lr = 2.5e-2
+    cam_layer = "context_path.layer4"
+    multi_level_options = {}
 
     def __init__(
         self,
@@ -98,11 +103,8 @@ class BiSeNet(nn.Module):
         weights: str = "none",
         allow_partial_weights: bool = False,
     ) -> None:
-        super().__init__()
-        if backbone not in CHANNELS:
-            raise ValueError(f"backbone {backbone!r}: expected one of {', '.join(CHANNELS)}")
+        super().__init__(backbone)
         channels16, channels32 = CHANNELS[backbone]
-        self.normalise = Normalise()
         self.spatial_path = nn.Sequential(
             ConvBlock(3, 64, stride=2), ConvBlock(64, 128, stride=2), ConvBlock(128, 256, stride=2)
         )
@@ -116,7 +118,9 @@ class BiSeNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         self.context_path = ContextPath(backbone)  # after the loop: torchvision's own initialisation stays
-        self.weights_report = load_resnet_weights(self.context_path, backbone, weights, allow_partial_weights)
+        self.weights_report = load_backbone(
+            self.context_path, backbone, weights, allow_partial_weights, torchvision_imagenet(backbone)
+        )
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, 3, H, W] in [0, 1] -> what enters the fusion module [B, C, H/8, W/8], and the refined context features
@@ -129,13 +133,9 @@ class BiSeNet(nn.Module):
         refined32 = resize(self.refine32(features32) * tail, spatial.shape[-2:])
         return torch.cat((spatial, refined16, refined32), dim=1), refined16, refined32
 
-    def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """What `features` gave -> the outputs of `forward`, at `size` = (H, W)."""
+    def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Outputs:
         fused, refined16, refined32 = features
         logits = self.classifier(resize(self.fusion(fused), size))
         if not self.training:
             return logits
         return logits, (resize(self.auxiliary16(refined16), size), resize(self.auxiliary32(refined32), size))
-
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        return self.decode(self.features(images), images.shape[-2:])

@@ -12,14 +12,13 @@ Multi-level adaptation (AdaptSegNet) adds a second classifier on the output of l
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import Normalise, resize
-from .weights import load_resnet_weights
+from .layers import resize
+from .segmenter import Outputs, Segmenter, Settings
+from .weights import load_backbone, torchvision_imagenet
 
 RATES = (6, 12, 18, 24)
 
@@ -40,16 +39,25 @@ class ASPP(nn.Module):
         return sum(branch(features) for branch in self.branches)
 
 
-class DeepLabV2(nn.Module):
-    """images [B, 3, H, W] in [0, 1] -> logits [B, num_classes, H, W]; in training (logits, auxiliary logits), where
-    the auxiliary logits are a tuple: empty, or with `multi_level` the second classifier's.
+class DeepLabV2(Segmenter):
+    """One classifier; with `multi_level` a second, auxiliary one, without it no auxiliary logits.
 
     frozen_batch_norm: statistics and affine parameters of batch normalisation stay as the weights brought them; meant
     for pretrained weights. Without it batch normalisation is trained like everything else.
     """
 
-    rate_factors: ClassVar[dict[str, float]] = {"classifier": 10.0, "auxiliary": 10.0}
-    """Parts that are trained at a multiple of the rate."""
+    title = "DeepLabV2"
+    backbones = {"resnet101": "ResNet-101"}
+    settings = {
+        # As AdaptSegNet (CVPR 2018) trains it; its auxiliary classifier exists in multi-level adaptation.
+        "paper": Settings(4, 2.5e-4, 5e-4, aux_weight=0.1, flip=0.5, scales=(0.75, 1.0, 1.5, 1.75, 2.0)),
+        "report": Settings(4, 1e-4, 5e-4, aux_weight=0.1),
+    }
+    cam_layer = "backbone.layer4"
+    rate_factors = {"classifier": 10.0, "auxiliary": 10.0}
+    pretrained_options = {"frozen_batch_norm": True}
+    multi_level_options = {"multi_level": True}
+    variants = {"multi-level": {"multi_level": True}}
 
     def __init__(
         self,
@@ -60,14 +68,13 @@ class DeepLabV2(nn.Module):
         weights: str = "none",
         allow_partial_weights: bool = False,
     ) -> None:
-        super().__init__()
-        if backbone != "resnet101":
-            raise ValueError(f"backbone {backbone!r}: DeepLabV2 is defined on resnet101")
-        self.normalise = Normalise()
+        super().__init__(backbone)
         self.backbone = dilated_resnet101()
         self.classifier = ASPP(2048, num_classes)
         self.auxiliary = ASPP(1024, num_classes) if multi_level else None
-        self.weights_report = load_resnet_weights(self.backbone, backbone, weights, allow_partial_weights)
+        self.weights_report = load_backbone(
+            self.backbone, backbone, weights, allow_partial_weights, torchvision_imagenet(backbone)
+        )
         self.frozen_batch_norm = frozen_batch_norm
         if frozen_batch_norm:
             for module in self.batch_norms():
@@ -91,16 +98,12 @@ class DeepLabV2(nn.Module):
         layer3 = net.layer3(net.layer2(net.layer1(x)))
         return net.layer4(layer3), layer3
 
-    def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """What `features` gave -> the outputs of `forward`, at `size` = (H, W)."""
+    def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Outputs:
         last, layer3 = features
         logits = resize(self.classifier(last), size)
         if not self.training:
             return logits
         return logits, () if self.auxiliary is None else (resize(self.auxiliary(layer3), size),)
-
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        return self.decode(self.features(images), images.shape[-2:])
 
 
 def dilated_resnet101() -> nn.Module:

@@ -10,6 +10,7 @@ At 19 input channels: 2,781,121 and 189,424 parameters; at 1024x512 15,439,233,0
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,9 +32,17 @@ def depthwise_separable_convolution(in_channels: int, out_channels: int) -> nn.M
     )
 
 
-CONVOLUTIONS: dict[str, Callable[[int, int], nn.Module]] = {
-    "standard": standard_convolution,
-    "depthwise": depthwise_separable_convolution,
+class Kind(NamedTuple):
+    """What one discriminator has that another has not."""
+
+    convolution: Callable[[int, int], nn.Module]
+    """in_channels, out_channels -> the module that stands in each of the five places."""
+    title: str
+
+
+DISCRIMINATORS: dict[str, Kind] = {
+    "standard": Kind(standard_convolution, "4x4 convolutions, as published"),
+    "depthwise": Kind(depthwise_separable_convolution, "depthwise separable ones, the lightweight discriminator"),
 }
 
 
@@ -41,11 +50,11 @@ class Discriminator(nn.Sequential):
     """[B, in_channels, H, W] -> logits [B, 1, H/32, W/32], one score a patch; H and W of at least 32."""
 
     def __init__(self, kind: str, in_channels: int) -> None:
-        if kind not in CONVOLUTIONS:
-            raise ValueError(f"discriminator {kind!r}: expected one of {', '.join(CONVOLUTIONS)}")
+        if kind not in DISCRIMINATORS:
+            raise ValueError(f"discriminator {kind!r}: expected one of {', '.join(DISCRIMINATORS)}")
         layers: list[nn.Module] = []
         for out_channels in CHANNELS:
-            layers += [CONVOLUTIONS[kind](in_channels, out_channels), nn.LeakyReLU(0.2, inplace=True)]
+            layers += [DISCRIMINATORS[kind].convolution(in_channels, out_channels), nn.LeakyReLU(0.2, inplace=True)]
             in_channels = out_channels
         super().__init__(*layers[:-1])
 

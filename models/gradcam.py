@@ -12,9 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-LAYERS = {"bisenet": "context_path.layer4", "deeplabv2": "backbone.layer4"}
-"""The layer looked at unless another is named: the last with the deepest features."""
-
 
 def layer_named(model: nn.Module, name: str) -> nn.Module:
     """A part of the network by its name in `named_modules`. Raises ValueError."""

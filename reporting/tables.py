@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from models import DISCRIMINATORS, SEGMENTERS
 from utils.tables import NOT_RUN, Cell, Table
 
 from . import published
 from .published import NOTE
 from .results import Experiment, class_names
 
-NETWORK = {"bisenet": "BiSeNet", "deeplabv2": "DeepLabV2", "resnet18": "ResNet-18", "resnet101": "ResNet-101"}
 AUGMENTED = {(): "no augmentation", ("jitter",): "+ colour jitter", ("blur",): "+ Gaussian blur"}
 AUGMENTED |= {("jitter", "blur"): "+ both"}
 HEADLINE = "Headline: the last checkpoint, on the target's val set; mean ± sample deviation over runs (seeds)."
@@ -27,12 +27,14 @@ Costs = dict[str, dict[str, Any]]
 
 def assigned_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
     """The assignment's tables and the report's. experiments: finished ones."""
+    segmenters = [f"{model} {backbone}" for model, backbone in networks()]
+    discriminators = [f"discriminator {kind}" for kind in DISCRIMINATORS]
     return [
         upper_bound_table(experiments),
-        cost_table(costs, "assignment-1-costs", "Table 1, costs of the networks", segmenters=True),
+        cost_table(costs, "assignment-1-costs", "Table 1, costs of the networks", segmenters),
         shift_table(experiments),
         adversarial_table(experiments),
-        cost_table(costs, "assignment-3-costs", "Table 3, costs of the discriminators", segmenters=False),
+        cost_table(costs, "assignment-3-costs", "Table 3, costs of the discriminators", discriminators),
         network_table(experiments, costs, 1, "deeplabv2", "resnet101"),
         network_table(experiments, costs, 2, "bisenet", "resnet18"),
         per_class(experiments, 3, "the domain shift, IoU per class", _shift_columns()),
@@ -80,7 +82,16 @@ def measured(e: Experiment | None) -> list[Cell]:
     return [e.setting(), str(len(e.runs)), *figures]
 
 
-def _rows(label: str, found: Sequence[Experiment], others: Sequence[tuple[str, str, str]]) -> list[list[Cell]]:
+Published = Sequence[tuple[str, str, str]]
+"""By whom, accuracy, mIoU; an accuracy may be empty."""
+
+
+def students(others: Published) -> str:
+    """The student report's mIoU, empty where it has none."""
+    return {who: miou for who, _, miou in others}.get("student report", "")
+
+
+def _rows(label: str, found: Sequence[Experiment], others: Published) -> list[list[Cell]]:
     """A row for each experiment, or one that says "not run"; what others published stands beside each."""
     figures = [f"{accuracy} / {miou} ({by})" if accuracy else f"{miou} ({by})" for by, accuracy, miou in others]
     shown = "; ".join(figures) or "-"
@@ -88,14 +99,24 @@ def _rows(label: str, found: Sequence[Experiment], others: Sequence[tuple[str, s
     return [[own, *measured(e), shown] for own, e in zip(labels, found or [None], strict=True)]
 
 
+def networks() -> list[tuple[str, str]]:
+    """Every network on every backbone: (model, backbone)."""
+    return [(model, backbone) for model, network in SEGMENTERS.items() for backbone in network.backbones]
+
+
+def titled(model: str, backbone: str) -> str:
+    """`BiSeNet, ResNet-18`."""
+    return f"{SEGMENTERS[model].title}, {SEGMENTERS[model].backbones[backbone]}"
+
+
 PUBLISHED = "published: [accuracy /] mIoU (%)"
 
 
 def upper_bound_table(experiments: Sequence[Experiment]) -> Table:
     rows = []
-    for (model, backbone), others in published.UPPER_BOUND.items():
-        label = f"{NETWORK[model]}, {NETWORK[backbone]}"
-        rows += _rows(label, [e for e in experiments if upper_bound_on(model, backbone)(e)], others)
+    for model, backbone in networks():
+        found = [e for e in experiments if upper_bound_on(model, backbone)(e)]
+        rows += _rows(titled(model, backbone), found, published.UPPER_BOUND.get((model, backbone), ()))
     title = "Assignment, Table 1: trained and tested on the target (step 2, upper bound)"
     return Table("assignment-1", title, ("network", "setting", "runs", *FIGURES, PUBLISHED), rows, (HEADLINE, NOTE))
 
@@ -112,22 +133,22 @@ def shift_table(experiments: Sequence[Experiment]) -> Table:
 
 def adversarial_table(experiments: Sequence[Experiment]) -> Table:
     rows = []
-    for kind, others in published.ADVERSARIAL.items():
+    for kind in DISCRIMINATORS:
         found = [e for e in experiments if adversarial_with(kind)(e)]
-        rows += _rows(f"{kind} discriminator", found, others)
+        rows += _rows(f"{kind} discriminator", found, published.ADVERSARIAL.get(kind, ()))
     title = "Assignment, Table 3: adversarial adaptation (step 3b)"
     notes = (HEADLINE, ORACLE, NOTE, "The student report's 23.9 was trained with jitter, blur and flip: its baseline "
              "is 24.2, not 20.8.")  # fmt: skip
     return Table("assignment-3", title, ("run", "setting", "runs", *FIGURES, PUBLISHED), rows, notes)
 
 
-def cost_table(costs: Costs, file: str, title: str, segmenters: bool) -> Table:
-    names = [name for name in published.COSTS if name.startswith("discriminator") != segmenters]
+def cost_table(costs: Costs, file: str, title: str, names: Sequence[str]) -> Table:
+    """names: as in measure_flops.py."""
     header = (
         "network", "parameters, training", "parameters, inference", "fvcore's count (G)", "FLOPs = 2 x conv MACs (G)",
         "latency (ms)", "published parameters", "published count", "published latency (ms)",
     )  # fmt: skip
-    rows = [[name, *_cost_cells(costs.get(name)), *(cell or "-" for cell in published.COSTS[name])] for name in names]
+    rows = [[name, *_cost_cells(costs.get(name)), *published.COSTS.get(name, ("-", "-", "-"))] for name in names]
     said = {cost["counted_at"] for cost in costs.values()} | {c["timed_at"] for c in costs.values() if "timed_at" in c}
     return Table(file, f"Assignment, {title}", header, rows, (*sorted(said), NOTE))
 
@@ -149,9 +170,8 @@ def network_table(experiments: Sequence[Experiment], costs: Costs, number: int, 
     """One network on the target, a line a figure."""
     found = [e for e in experiments if upper_bound_on(model, backbone)(e)]
     cost = _cost_cells(costs.get(f"{model} {backbone}"))
-    by = published.UPPER_BOUND[model, backbone]
+    student = students(published.UPPER_BOUND[model, backbone])
     parameters, count, latency = published.COSTS[f"{model} {backbone}"]
-    student = {who: miou for who, _, miou in by}["student report"]
     columns = [("measured" if len(found) < 2 else e.setting(), e) for e in found] or [("measured", None)]
     values = [measured(e) for _, e in columns]
     rows: list[list[Cell]] = [
@@ -163,7 +183,7 @@ def network_table(experiments: Sequence[Experiment], costs: Costs, number: int, 
     for title, place, other in (("parameters, training", 0, parameters), ("parameters, inference", 1, "-"),
                                 ("fvcore's count (G)", 2, count), ("latency (ms)", 4, latency)):  # fmt: skip
         rows.append([title, *([cost[place]] * len(columns)), other])
-    title = f"Report, Table {number}: {NETWORK[model]}, {NETWORK[backbone]}"
+    title = f"Report, Table {number}: {titled(model, backbone)}"
     return Table(f"report-{number}", title, ("", *(c for c, _ in columns), "published (student report)"), rows,
                  (HEADLINE, NOTE))  # fmt: skip
 
@@ -173,9 +193,9 @@ Column = tuple[str, Callable[[Experiment], bool], dict[str, str] | None, str]
 
 
 def _shift_columns() -> list[Column]:
-    none = ()
+    none, bisenet = (), ("bisenet", "resnet18")
     return [
-        ("upper bound", upper_bound_on("bisenet", "resnet18"), None, "41.8"),
+        ("upper bound", upper_bound_on(*bisenet), None, students(published.UPPER_BOUND[bisenet])),
         ("source only", source_only_with(none), published.PER_CLASS[none], published.AUGMENTATION[none]),
     ]
 
@@ -189,8 +209,8 @@ def _augmentation_columns() -> list[Column]:
 
 def _adversarial_columns() -> list[Column]:
     return [
-        ("standard", adversarial_with("standard"), published.PER_CLASS["adversarial"], "23.9"),
-        ("depthwise", adversarial_with("depthwise"), None, ""),
+        (kind, adversarial_with(kind), published.PER_CLASS.get(kind), students(published.ADVERSARIAL.get(kind, ())))
+        for kind in DISCRIMINATORS
     ]
 
 

@@ -14,7 +14,7 @@ from datasets.files import read_image
 from datasets.labels import CITYSCAPES, CLASS_NAMES, PALETTE
 from datasets.pictures import legend
 from models import build_segmenter
-from models.gradcam import LAYERS, grad_cam, layer_named
+from models.gradcam import grad_cam, layer_named
 from models.layers import resize
 from training import prediction
 from training.checkpoint import build_from_checkpoint, load_checkpoint
@@ -167,7 +167,7 @@ def test_grad_cam_on_hooks_is_the_gradient_of_the_network_written_out():
     def score(logits):
         return logits[0, 13, 40:50, 10:30].sum()
 
-    found = grad_cam(model, layer_named(model, LAYERS["bisenet"]), image, score)
+    found = grad_cam(model, layer_named(model, model.cam_layer), image, score)
     x = model.normalise(image)
     spatial, (features16, features32) = model.spatial_path(x), model.context_path(x)
     features32.requires_grad_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +44,15 @@ def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:
     return Geometry(size, args.scales, args.flip)
 
 
-def segmenter(args: argparse.Namespace, **options: Any) -> nn.Module:
-    """The network of --model, --backbone, --weights and `options`, on the run's device; says what it starts from.
+def segmenter(args: argparse.Namespace, multi_level: bool = False) -> models.Segmenter:
+    """The network of --model, --backbone and --weights, on the run's device; says what it starts from.
 
-    DeepLabV2's batch normalisation is frozen where ImageNet's statistics were loaded, and trained with --weights none.
+    With `multi_level`, in the form that multi-level adaptation needs. Raises `UserError` for weights that do not fit.
     """
-    if args.model == "deeplabv2":
-        options["frozen_batch_norm"] = args.weights != "none"
+    network = models.SEGMENTERS[args.model]
+    options = network.pretrained_options if args.weights != "none" else {}
+    if multi_level and network.multi_level_options:
+        options = options | network.multi_level_options
     resumed = args.resume and any((args.run_dir / name).exists() for name in (LAST, PREVIOUS))
     replaced = args.init is not None or resumed
     try:

@@ -15,32 +15,19 @@ import models
 from adaptation.losses import LOSSES
 from datasets import street_scenes
 from datasets.domains import SOURCES, TARGETS, add_flags, add_roots, roots, sizes, source_of, target_of
-from models.bisenet import CHANNELS
 from utils import distributed
 from utils.errors import Parser, UserError
 from utils.flags import add_machine_flags, number, positive, scales, size, whole
 
 from .gradients import PRECISIONS, default_precision
 
-MOVED = {"flip": 0.5, "scales": (0.75, 1.0, 1.5, 1.75, 2.0)}
-STILL = {"flip": 0.0, "scales": (1.0,)}
-SETTINGS = {
-    # BiSeNet (ECCV 2018), section 4.1.
-    ("paper", "bisenet"): {"batch_size": 16, "lr": 2.5e-2, "weight_decay": 1e-4, "aux_weight": 1.0, **MOVED},
-    # DeepLabV2 as AdaptSegNet (CVPR 2018) trains it; the auxiliary classifier exists in multi-level adaptation.
-    ("paper", "deeplabv2"): {"batch_size": 4, "lr": 2.5e-4, "weight_decay": 5e-4, "aux_weight": 0.1, **MOVED},
-    # The student report, as written; its augmentations are flags: --flip 0.15, --jitter, --blur.
-    ("report", "bisenet"): {"batch_size": 4, "lr": 2.5e-4, "weight_decay": 1e-4, "aux_weight": 1.0, **STILL},
-    ("report", "deeplabv2"): {"batch_size": 4, "lr": 1e-4, "weight_decay": 5e-4, "aux_weight": 0.1, **STILL},
-}
-BACKBONES = {"bisenet": "resnet18", "deeplabv2": "resnet101"}
-"""What each network stands on unless --backbone says otherwise."""
+SETTINGS = ("paper", "report")
+"""Names in `models.Segmenter.settings`."""
 
 DEMO = {
     "size": (160, 80),
     "source_size": (160, 80),
     "batch_size": 4,
-    "lr": 2.5e-2,
     "flip": 0.5,
     "scales": (1.0,),
     "weights": "none",
@@ -48,9 +35,31 @@ DEMO = {
     "eval_every": 1,
     "source_holdout": 0.15,
 }
-"""Small enough for two CPU cores and a few minutes."""
+"""Small enough for two CPU cores and a few minutes; the rate is the network's `demo_lr`."""
 DEMO_SCENES = {"size": (256, 128), "source": 400, "target": 200, "val": 60}
 DEMO_ROOT = Path("data/street_scenes")
+
+
+def add_network_flags(group: argparse._ArgumentGroup) -> None:
+    """--model and --backbone. Where no backbone is named it is None, and the network's default is meant."""
+    networks = models.SEGMENTERS
+    titles = "; ".join(f"{name}: {network.title}" for name, network in networks.items())
+    default = next(iter(networks))
+    group.add_argument("--model", choices=sorted(networks), default=default, help=f"{titles} (%(default)s)")
+    choices = sorted({backbone for network in networks.values() for backbone in network.backbones})
+    known = "; ".join(f"{name}: {', '.join(network.backbones)}" for name, network in networks.items())
+    group.add_argument("--backbone", choices=choices, help=f"{known} (the network's first)")
+
+
+def by_settings(flag: str) -> str:
+    """A flag's defaults in words: `(paper: bisenet 16, deeplabv2 4; report: bisenet 4, deeplabv2 4)`."""
+    said = []
+    for settings in SETTINGS:
+        known = {name: network for name, network in models.SEGMENTERS.items() if settings in network.settings}
+        values = [f"{name} {getattr(network.settings[settings], flag):g}" for name, network in known.items()]
+        said.append(f"{settings}: {', '.join(values)}")
+    return f"({'; '.join(said)})"
+
 
 def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
     """For methods that pass both domains through the network in training."""
@@ -98,8 +107,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     data.add_argument("--demo", action="store_true", help="built-in street scenes and small settings; minutes on a CPU")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--model", choices=sorted(models.SEGMENTERS), default="bisenet", help="(%(default)s)")
-    network.add_argument("--backbone", choices=sorted(CHANNELS), help="(resnet18; deeplabv2 stands on resnet101 alone)")
+    add_network_flags(network)
     network.add_argument(
         "--weights", default="imagenet", metavar="imagenet|none|FILE", help="where the backbone starts (imagenet)"
     )
@@ -109,10 +117,10 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument(
         "--settings",
-        choices=("paper", "report"),
+        choices=SETTINGS,
         default="paper",
-        help="paper: BiSeNet's (batch 16, rate 2.5e-2, flip, random scale and crop; deeplabv2: 4, 2.5e-4); report: the "
-        "student report's (batch 4, rate 2.5e-4, deeplabv2 1e-4; no augmentation). Flags given beside it win",
+        help="paper: as the network's paper trains it, with flip and random scale and crop; report: as the student "
+        "report did, without augmentation. Flags given beside it win (%(default)s)",
     )
     training.add_argument(
         "--epochs", type=positive, metavar="N", help="passes over the training set (50, or what --max-steps takes)"
@@ -121,12 +129,13 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps; with --epochs, the "
         "earlier of the two"
     )  # fmt: skip
-    training.add_argument("--batch-size", type=positive, metavar="N", help="(by --settings)")
-    training.add_argument("--lr", type=number(0, 100), metavar="X", help="initial rate (by --settings)")
-    training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help="(1e-4; deeplabv2: 5e-4)")
+    training.add_argument("--batch-size", type=positive, metavar="N", help=by_settings("batch_size"))
+    training.add_argument("--lr", type=number(0, 100), metavar="X", help=f"initial rate {by_settings('lr')}")
+    training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help=by_settings("weight_decay"))
     training.add_argument(
-        "--aux-weight", type=number(0, 100), metavar="X", help="weight of the auxiliary losses (1; deeplabv2: 0.1)"
-    )
+        "--aux-weight", type=number(0, 100), metavar="X",
+        help=f"weight of the auxiliary losses {by_settings('aux_weight')}",
+    )  # fmt: skip
     training.add_argument(
         "--loss",
         choices=LOSSES,
@@ -207,12 +216,15 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     known = {action.dest for action in parser._actions}
     reads_source = "source_holdout" in known
     source, target = source_of(vars(chosen)), target_of(vars(chosen))
-    implied = SETTINGS[chosen.settings, chosen.model] | {"backbone": BACKBONES[chosen.model]}
+    network = models.SEGMENTERS[chosen.model]
+    if chosen.settings not in network.settings:
+        raise UserError(f"--settings {chosen.settings}: {network.title} has {' and '.join(network.settings)} only")
+    implied = network.settings[chosen.settings]._asdict() | {"backbone": network.default_backbone()}
     implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[source or "gta5"].size}
     if recipes:
         implied |= recipes[chosen.recipe]
     if chosen.demo:
-        implied |= DEMO if chosen.model == "bisenet" else {k: v for k, v in DEMO.items() if k != "lr"}
+        implied |= DEMO | ({} if network.demo_lr is None else {"lr": network.demo_lr})
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem
