@@ -26,7 +26,7 @@ from models.deployment import Deployed  # noqa: E402
 from training.flags import add_network_flags  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import device_name  # noqa: E402
-from utils.errors import Parser, run_script  # noqa: E402
+from utils.errors import Parser, UserError, run_script  # noqa: E402
 from utils.flags import default_device, device, positive, size  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
@@ -52,7 +52,10 @@ def parse_args() -> argparse.Namespace:
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
-    plain = build_segmenter(args.model, backbone=args.backbone).to(memory_format=torch.contiguous_format)
+    try:
+        plain = build_segmenter(args.model, backbone=args.backbone).to(memory_format=torch.contiguous_format)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     plain = plain.eval().to(args.device)
     networks: dict[str, nn.Module] = {"plain fp32": plain}
     for precision in args.precisions:

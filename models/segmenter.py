@@ -77,7 +77,8 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Outputs:
-        """What `features` gave -> the outputs of `forward`, at `size` = (H, W)."""
+        """What `features` gave -> the outputs of `forward`, at `size` = (H, W); whether in training, `self.training`
+        says."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Outputs:
