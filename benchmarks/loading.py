@@ -31,7 +31,7 @@ from datasets import SegmentationSet, cityscapes, gta5, street_scenes  # noqa: E
 from datasets.geometry import Geometry  # noqa: E402
 from datasets.prepared import prepared  # noqa: E402
 from datasets.stream import TrainingStream, batches, training_loader  # noqa: E402
-from training.flags import MOVED  # noqa: E402
+from models.bisenet import BiSeNet  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
 from utils.flags import cores, positive, size, whole  # noqa: E402
 from utils.tables import markdown  # noqa: E402
@@ -86,7 +86,8 @@ def draw(out: Path, scenes: int) -> Path:
 
 def ours(data: SegmentationSet, args: argparse.Namespace, draws: int) -> Iterable[Tensor]:
     """Pictures of each batch, as training gets them."""
-    geometry = Geometry(args.size, MOVED["scales"], MOVED["flip"])
+    paper = BiSeNet.settings["paper"]
+    geometry = Geometry(args.size, paper.scales, paper.flip)
     stream = TrainingStream(data, geometry, seed=0, stream=0, draws=draws)
     for (images, _), _ in batches(training_loader(stream, args.batch_size, range(draws), args.workers, pin=False)):
         yield images
