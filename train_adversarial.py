@@ -112,9 +112,9 @@ def main() -> None:
         model,
         optimizer=optimizer,
         schedule=schedule,
-        **{f"discriminator{i}": part for i, part in enumerate(discriminators)},
-        **{f"discriminator{i}_optimizer": part for i, part in enumerate(optimizers_d)},
-        **{f"discriminator{i}_schedule": part for i, part in enumerate(schedules_d)},
+        discriminator=discriminators,
+        discriminator_optimizer=optimizers_d,
+        discriminator_schedule=schedules_d,
     )
     source = run.stream(train_source, geometry(args, args.source_size))
     target = run.stream(train_target, geometry(args, args.size))

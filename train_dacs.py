@@ -111,7 +111,7 @@ def main() -> None:
     counts = class_counts(train_source, args.workers, args.on_bad_sample == "skip") if args.rare_classes else None
     rare = None if counts is None else RareClasses(counts, train_source.classes)
     criterion = pixel_loss(args, train_source, counts)
-    run.restore(teacher, student=student, optimizer=optimizer, schedule=schedule)
+    run.restore(teacher, init=args.init, student=student, optimizer=optimizer, schedule=schedule)
     if run.step == 0:  # --init went to the network that checkpoints keep; both start from it
         student.load_state_dict(teacher.state_dict())
     source = run.stream(train_source, geometry(args, args.source_size), rare)

@@ -25,8 +25,8 @@ from adaptation.losses import segmentation_loss
 from datasets import SegmentationSet
 from datasets.appearance import Appearance, to_float
 from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.directory import refuse_used
 from training.flags import parse, training_parser
-from training.resumption import refuse_used
 from training.run import Run
 from utils.errors import UserError, run_script
 from utils.flags import number, whole

@@ -31,8 +31,8 @@ from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax
 from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
 from training.checkpoint import build_from_checkpoint, load_checkpoint, sha256
+from training.directory import refuse_used
 from training.flags import add_statistics_flag, parse, training_parser
-from training.resumption import refuse_used
 from training.run import Run
 from utils.distributed import first_then_others
 from utils.errors import UserError, run_script

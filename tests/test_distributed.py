@@ -80,7 +80,7 @@ def test_only_the_first_rank_writes_and_prints(world):
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world, name):
     home, out, err = world
     assert err.count(f"{name} stopped 0 with 99") == err.count(f"{name} stopped 1 with 99") == 2
-    assert f"Go on with: torchrun --nproc-per-node=2 {name}.py" in out
+    assert f"To continue: torchrun --nproc-per-node=2 {name}.py" in out
     assert_same_runs(home / f"two/{name}", home / f"two/{name}-interrupted")
 
 
@@ -90,7 +90,7 @@ def test_another_number_of_processes_is_told(world, script):
     run_dir = home / "two/train_cityscapes"
     flags = commands(home / "gta5", home / "cityscapes", "")["train_cityscapes"]
     resumed = ("train_cityscapes", *flags, "--epochs", 2, "--run-dir", run_dir, "--resume")
-    assert "2 process(es) were training, 1 are" in one_line_error(script(*resumed))
+    assert "the number of processes was 2, is 1" in one_line_error(script(*resumed))
     done = script(*resumed, "--allow-changes")
     assert done.status == 0, done.err
 

@@ -141,7 +141,7 @@ def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, ci
 
     broken = source_only(game, city, tmp_path / "broken", "--eval-every", 1, "--checkpoint-minutes", 0)
     with monkeypatch.context() as patch:
-        patch.setattr("training.run.save_checkpoint", killed)
+        patch.setattr("training.archive.save_checkpoint", killed)
         assert script(*broken).status == 130
     figures = logged(tmp_path / "broken")["target/miou"]
     assert len(figures) == 1
@@ -164,7 +164,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world,
     said = run_dir.with_suffix(".log").read_text()
     assert f"stopped by {number}" in said
     assert "Traceback" not in said
-    again = said.split("Go on with: python ")[1].splitlines()[0]
+    again = said.split("To continue: python ")[1].splitlines()[0]
     assert not (run_dir / ".lock").exists()
     finished(again.split(), run_dir)
     assert_same_runs(home / "straight", run_dir)
@@ -204,7 +204,7 @@ def test_stop_after_ends_by_itself_and_goes_on(script, city, tmp_path):
     assert script(*upper(city, tmp_path / "straight")).status == 0
     done = script(*upper(city, tmp_path / "run", "--stop-after", 0))
     assert done.status == 75
-    assert "--stop-after 0 minutes are over" in done.out
+    assert "stopped by --stop-after (0 minutes)" in done.out
     assert load_checkpoint(tmp_path / "run/checkpoint_last.pt")["step"] == 0
     assert script(*upper(city, tmp_path / "run", "--resume", "--stop-after", 1000)).status == 0
     assert_same_runs(tmp_path / "straight", tmp_path / "run")
@@ -220,7 +220,7 @@ def test_checkpoints_are_written_by_time_and_say_that_they_are_from_mid_epoch(sc
             written.append((content["step"], content["closed"]))
             shutil.copy(path, tmp_path / f"{content['step']}.pt")
 
-    monkeypatch.setattr("training.run.save_checkpoint", recorded)
+    monkeypatch.setattr("training.archive.save_checkpoint", recorded)
     assert script(*upper(city, tmp_path / "run", "--epochs", 1, "--checkpoint-minutes", 0)).status == 0
     assert written[0] == (1, 0)
     assert written[-1] == (2, 1)
@@ -284,10 +284,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(script, city, tmp_pat
     shutil.copytree(run_dir, copy)
     (copy / "checkpoint_previous.pt").write_bytes(b"x")
     message = one_line_error(script(*upper(city, copy, "--resume")))
-    assert "no checkpoint of the run is whole" in message
+    assert "every checkpoint of the run is damaged" in message
     done = script(*upper(city, run_dir, "--resume"))
     assert done.status == 0, done.err
-    assert "going on from checkpoint_previous.pt" in done.out
+    assert "continuing from checkpoint_previous.pt" in done.out
     assert_same_runs(tmp_path / "straight", run_dir)
     assert not previous.exists()
     assert load_newest(tmp_path) is None
@@ -392,7 +392,7 @@ def test_a_lock_of_another_host_is_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.lock.time.sleep", lambda seconds: os.utime(path, (long_ago, long_ago)))
     os.utime(path, (long_ago, long_ago))
     lock = DirectoryLock(tmp_path)
-    assert "taken over" in capsys.readouterr().out
+    assert "takes over its lock" in capsys.readouterr().out
     monkeypatch.setattr("training.lock.time.monotonic", lambda: time.perf_counter() + 1e6)
     os.utime(tmp_path / ".lock", (long_ago, long_ago))
     lock.touch()
@@ -434,7 +434,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_pictures(script, city, 
     assert "at step 3 (epoch 2)" in message
     stream = TrainingStream(cityscapes(city, "train", (48, 32)), Geometry((48, 32)), 0, 0, draws=8)
     names = [stream.data.samples[stream.index(draw)].name for draw in (4, 5)]
-    assert f"on Cityscapes train {names[0]}, {names[1]}:" in message
+    assert f"on Cityscapes train {names[0]}, {names[1]}. " in message
     assert "last good checkpoint" in message
     kept = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
     assert kept["step"] == 2
@@ -554,7 +554,7 @@ def test_a_run_killed_before_its_first_checkpoint_logs_every_step_once(script, c
     with monkeypatch.context() as patch:
 
         def killed(self, model, **sets):
-            self.board.flush()
+            self.journal.board.flush()
             raise KeyboardInterrupt
 
         patch.setattr("training.run.Run.evaluate", killed)

@@ -44,7 +44,7 @@ def test_resume_refuses_another_experiment_and_a_new_run_never_overwrites(script
     run_dir = tmp_path / "run"
     assert script(*upper(city, run_dir)).status == 0
     before = (run_dir / "checkpoint_last.pt").read_bytes()
-    assert "holds a run already" in one_line_error(script(*upper(city, run_dir)))
+    assert "already holds a run" in one_line_error(script(*upper(city, run_dir)))
     stripped = write_cityscapes(tmp_path / "train ids", encoding="labelTrainIds")
     assert "holds other pictures" in one_line_error(script(*upper(stripped, run_dir, "--resume")))
     message = one_line_error(script(*upper(city, run_dir, "--resume", "--seed", 7, "--lr", 0.5)))

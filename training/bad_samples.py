@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets import SegmentationSet
 from utils.distributed import from_each, rank, ranks
@@ -16,6 +17,13 @@ class BadSamples:
     def __init__(self, directory: Path, max_share: float) -> None:
         self.path, self.max_share = directory / "bad_samples.txt", max_share
         self.problems: dict[str, str] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"bad_samples": self.problems}
+
+    def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        self.problems = checkpoint["bad_samples"]
 
     def note(self, data: SegmentationSet, problems: dict[str, str]) -> None:
         """Lists pictures of a set, by name; raises `UserError` when they are more than the share of it."""

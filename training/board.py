@@ -12,12 +12,15 @@ A few megabytes a run: pictures are what takes room, so they are narrow and few.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from utils.distributed import rank
 
 DENSE_STEPS, STRIDE = 100, 10
 MOMENTS = 20
@@ -44,6 +47,18 @@ def narrow(image: Tensor) -> Tensor:
         return image
     size = (max(1, height * WIDTH // width), WIDTH)
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+class NoBoard:
+    """Takes what is written to TensorBoard, and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def open_board(folder: Path, purge_step: int | None) -> SummaryWriter | NoBoard:
+    """Rank 0's writer; other ranks get one that writes nothing. What is there from `purge_step` on is dropped."""
+    return SummaryWriter(folder, purge_step=purge_step) if rank() == 0 else NoBoard()
 
 
 def log_arguments(board: SummaryWriter, arguments: dict[str, Any]) -> None:

@@ -96,10 +96,10 @@ def load_newest(directory: Path) -> dict[str, Any] | None:
                 problems.append(str(error))
                 continue
             if problems or path.name != LAST:
-                print(f"note: {'; '.join(problems) or f'{LAST} is missing'}; going on from {path.name}")
+                print(f"note: {'; '.join(problems) or f'{LAST} is missing'}; continuing from {path.name}")
             return content
     if problems:
-        raise UserError(f"no checkpoint of the run is whole: {'; '.join(problems)}; begin anew in another --run-dir")
+        raise UserError(f"every checkpoint of the run is damaged: {'; '.join(problems)}. Choose another --run-dir")
     return None
 
 
@@ -134,7 +134,7 @@ def start_from(model: nn.Module, path: Path) -> None:
     checkpoint = load_checkpoint(path)
     if checkpoint["network"] != model.options:
         raise UserError(
-            f"{path} holds {describe(checkpoint['network'])}, no start for this run's {describe(model.options)}"
+            f"{path} holds {describe(checkpoint['network'])}; this run's {describe(model.options)} cannot start from it"
         )
     model.load_state_dict(checkpoint["weights"])
 

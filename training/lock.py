@@ -48,7 +48,7 @@ class DirectoryLock:
         if holder:
             if fcntl is None or holder.get("host") != socket.gethostname():  # else the lock itself tells
                 self._wait_for_a_sign_of_life(holder)
-            print(f"note: {_who(holder)} ended without releasing {self.path.parent}; its lock is taken over")
+            print(f"note: {_who(holder)} ended without releasing {self.path.parent}; this run takes over its lock")
         self._file.truncate(0)
         self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         self._file.flush()
@@ -73,7 +73,7 @@ class DirectoryLock:
         last = os.fstat(self._file.fileno()).st_mtime
         left = STALE_SECONDS - (time.time() - last)
         if left > 0:
-            print(f"waiting up to {left:.0f} s to see whether {_who(holder)} still works", flush=True)
+            print(f"waiting up to {left:.0f} s to see whether {_who(holder)} is still running", flush=True)
         while time.time() - last < STALE_SECONDS:
             time.sleep(min(1.0, STALE_SECONDS / 10))
             if os.fstat(self._file.fileno()).st_mtime != last:

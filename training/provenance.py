@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,34 @@ import torch
 import torchvision
 
 from datasets import SegmentationSet, labels
+from utils.distributed import ranks
+
+from .progress import Progress
+
+
+def configuration(
+    arguments: Mapping[str, Any], progress: Progress, sets: Sequence[SegmentationSet], device: torch.device
+) -> dict[str, Any]:
+    """A run's `config.json`: arguments (the script's name among them), plan, data, code, and machine."""
+    return {
+        "script": arguments["script"],
+        "arguments": {key: _plain(value) for key, value in arguments.items()},
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "steps_per_epoch": progress.steps_per_epoch,
+        "total_steps": progress.total_steps,
+        "data": {data.name: fingerprint(data) for data in sets},
+        "versions": versions(),
+        "commit": commit(),
+        "device": device_name(device),
+        "ranks": ranks(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON gives it back."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def fingerprint(data: SegmentationSet) -> dict[str, Any]:

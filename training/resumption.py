@@ -1,9 +1,8 @@
-"""What may change when a run is resumed, and whose a directory is."""
+"""What may change when a run is resumed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,45 +54,27 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
         if key not in free and arguments.get(key) != now.get(key)
     ]
     changed += [
-        f"{name} holds other pictures, or its labels are read otherwise"
+        f"{name} holds other pictures, or its labels are read in another way"
         for name, value in config["data"].items()
         if data.get(name) != value
     ]
     if before.get("ranks", 1) != ranks():
-        words = f"{before.get('ranks', 1)} process(es) were training, {ranks()} are"
+        words = f"the number of processes was {before.get('ranks', 1)}, is {ranks()}"
         if device.type == "cuda":
             print(f"note: {words}")
         else:
-            changed.append(f"{words}, and on a CPU batch normalisation sees one process's share of a batch")
+            changed.append(f"{words} (on a CPU each process normalises its own share of a batch)")
     for what in ("commit", "versions"):
         if before.get(what) != config[what]:
-            print(f"note: the run was started with another {what} ({before.get(what)})")
+            print(f"note: the run was started with other software ({what}: {before.get(what)})")
     if changed and not allowed:
         raise UserError(
-            f"--resume {path.parent}: the run was started otherwise: {'; '.join(changed)}; --allow-changes goes on "
-            "nevertheless, from the next step with what is asked for now"
+            f"--resume {path.parent}: this command differs from the run's: {'; '.join(changed)}. Add --allow-changes "
+            "to continue with the new values from the next step on"
         )
     for change in changed:
         print(f"note: {change}")
     return changed, before.get("changes", [])
-
-
-def used(directory: Path) -> bool:
-    """Whether something is there that a process killed at its start did not leave behind."""
-    return directory.exists() and (
-        not directory.is_dir() or any(not _left_behind(path) for path in directory.iterdir())
-    )
-
-
-def _left_behind(path: Path) -> bool:
-    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
-
-
-def refuse_used(directories: Sequence[Path]) -> None:
-    """For scripts of several runs: raises `UserError` before the first when a later one's directory is not empty."""
-    for directory in directories:
-        if used(directory):
-            raise UserError(f"{directory} is not empty; --resume goes on with a run, another --run-dir starts anew")
 
 
 def move_to(schedule: LRScheduler, step: int) -> None:

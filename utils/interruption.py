@@ -63,7 +63,7 @@ class Interruption:
         if _received:
             return Stop(f"stopped by {signal.Signals(_received[0]).name}", 128 + _received[0])
         if self.limit is not None and time.monotonic() - STARTED >= 60 * self.limit:
-            return Stop(f"--stop-after {self.limit:g} minutes are over", TIME_IS_UP)
+            return Stop(f"stopped by --stop-after ({self.limit:g} minutes)", TIME_IS_UP)
         return None
 
 

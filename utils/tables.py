@@ -31,6 +31,11 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """(1, "step") -> `1 step`; (12, "step") -> `12 steps`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def mean_and_deviation(values: Sequence[float], sign: str = "", none: str = "-") -> str:
     """[35.0, 37.0] -> `36.0 ± 1.4` (sample deviation); one value alone; `none` without any. `sign` as in formats."""
     if not values:

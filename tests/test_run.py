@@ -1,0 +1,55 @@
+"""The pieces of a run: its counters, the names in checkpoints, the oracle."""
+
+import pytest
+
+from training.archive import numbered
+from training.journal import oracle
+from training.progress import Progress
+
+
+@pytest.mark.parametrize(
+    ("pictures", "epochs", "max_steps", "steps_per_epoch", "total"),
+    [(10, 3, None, 2, 6), (10, None, 7, 2, 7), (10, 3, 5, 2, 5), (3, 2, None, 1, 2), (10, None, None, 2, 100)],
+)
+def test_a_run_is_planned_in_whole_batches(pictures, epochs, max_steps, steps_per_epoch, total):
+    progress = Progress.planned(pictures, 4, epochs, max_steps)
+    assert (progress.steps_per_epoch, progress.total_steps) == (steps_per_epoch, total)
+
+
+def test_a_last_epoch_may_be_shorter():
+    progress = Progress(total_steps=7, steps_per_epoch=2, step=6, epoch=4, closed=3)
+    assert (progress.epochs, progress.first_step, progress.last_step) == (4, 6, 7)
+    assert not progress.all_closed
+    assert not progress.waits_for_evaluation
+    progress.step = 7
+    assert progress.done
+    assert progress.waits_for_evaluation
+    assert str(progress) == "step 7 of 7 (epoch 4)"
+    progress.closed = 4
+    assert progress.all_closed
+
+
+def test_with_other_epochs_one_stays_open_until_it_is_evaluated():
+    progress = Progress(total_steps=30, steps_per_epoch=10, step=20, epoch=5, closed=4)
+    progress.recount(evaluated=False)
+    assert progress.closed == 1
+    progress.recount(evaluated=True)
+    assert progress.closed == 2
+
+
+def test_lists_are_numbered_after_their_first_word():
+    named = numbered({"optimizer": 1, "discriminator": [2, 3], "discriminator_schedule": [4, 5], "none_optimizer": []})
+    assert named == {
+        "optimizer": 1,
+        "discriminator0": 2,
+        "discriminator1": 3,
+        "discriminator0_schedule": 4,
+        "discriminator1_schedule": 5,
+    }
+
+
+def test_the_oracle_is_the_first_of_the_best_epochs_with_labels():
+    history = [{"epoch": n, "target": {"miou": miou}} for n, miou in enumerate((None, 0.2, 0.4, 0.4, 0.1))]
+    assert oracle(history) is history[2]
+    assert oracle(history[:1]) is None
+    assert oracle([]) is None

@@ -1,0 +1,98 @@
+"""Whose a run's directory is: one experiment's, and one process's at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.distributed import from_first, rank
+from utils.errors import UserError
+from utils.files import write_json
+
+from .lock import DirectoryLock
+from .resumption import changes
+
+CONFIG = "config.json"
+
+
+class DirectoryClaim:
+    """A run's claim to its directory: it is new, or empty, or this very run's that is resumed. Rank 0 holds its lock.
+
+    config: the run's `config.json`, which the directory keeps. resumed: whether the run goes on. changes: what differs
+    from the command that started it. Raises `UserError` for another run's directory, or for changes that
+    --allow-changes does not allow.
+    """
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], resume: bool, allow_changes: bool, device: torch.device
+    ) -> None:
+        self.path, self.config = path, config
+        self.changes: list[str] = []
+        self._lock: DirectoryLock | None = None
+        self.resumed = from_first(resume and (path / CONFIG).exists())
+        if self.resumed:
+            self.changes, earlier = changes(path / CONFIG, config, device, allow_changes)
+            config["changes"] = [*earlier, *self.changes]
+        elif rank() == 0:
+            self._refuse_used()
+
+    def _refuse_used(self) -> None:
+        if used(self.path):
+            raise UserError(
+                f"--run-dir {self.path} already holds a run; add --resume to continue it, or name another directory"
+                if (self.path / CONFIG).exists()
+                else f"--run-dir {self.path} is not empty and holds no run; name another directory"
+            )
+
+    def open(self) -> None:
+        """Once everything is built, so that a mistake in a flag leaves no directory behind."""
+        if rank() > 0:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = DirectoryLock(self.path)
+        except OSError as error:
+            raise UserError(f"--run-dir {self.path}: cannot be used ({error.strerror})") from None
+        if not self.resumed:
+            self._refuse_used()  # another process may have been faster
+        for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+        if not self.resumed:
+            write_json(self.path / CONFIG, self.config)
+
+    def keep_changes(self) -> None:
+        """After the first checkpoint that was made under them."""
+        if self.changes and rank() == 0:
+            write_json(self.path / CONFIG, self.config)
+        self.changes = []
+
+    def touch(self) -> None:
+        """Says that this process still works."""
+        if self._lock is not None:
+            self._lock.touch()
+
+    def release(self) -> None:
+        """Leaves the directory to other processes; once or more often."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def used(directory: Path) -> bool:
+    """Whether something is there that a process killed at its start did not leave behind."""
+    return directory.exists() and (
+        not directory.is_dir() or any(not _left_behind(path) for path in directory.iterdir())
+    )
+
+
+def _left_behind(path: Path) -> bool:
+    return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def refuse_used(directories: Sequence[Path]) -> None:
+    """For scripts of several runs: raises `UserError` before the first when a later one's directory is not empty."""
+    for directory in directories:
+        if used(directory):
+            raise UserError(f"{directory} is not empty; add --resume to continue its run, or name another --run-dir")

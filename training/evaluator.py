@@ -1,0 +1,80 @@
+"""What a run measures at the end of an epoch, and the example pictures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets import SegmentationSet
+from datasets.appearance import to_float
+from datasets.pictures import panel
+from datasets.stream import batches, evaluation_loader
+from utils.distributed import rank, ranks, share_buffers
+from utils.interruption import worker_signals
+
+from .board import narrow
+from .evaluation import evaluate, predict
+from .preparation import Preparation
+
+EXAMPLES = 3
+"""Target pictures shown in TensorBoard at every evaluation, always the same."""
+
+
+class Evaluator:
+    """A run's evaluations: networks and the sets they are measured on -> figures.
+
+    confusion: name -> the confusion matrix of its last evaluation, too long for every line of `metrics.jsonl`.
+    `pause` is called before every batch.
+    """
+
+    def __init__(
+        self,
+        prepare: Preparation,
+        workers: int,
+        device: torch.device,
+        class_names: Sequence[str],
+        pause: Callable[[], None],
+    ) -> None:
+        self.prepare, self.workers, self.device, self.pause = prepare, workers, device, pause
+        self.class_names = tuple(class_names)
+        self.confusion: dict[str, list[list[int]]] = {}
+        self._prepared: dict[str, SegmentationSet] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"confusion": self.confusion}
+
+    def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        self.confusion = checkpoint.get("confusion", {})  # checkpoints of before had none
+
+    def measure(self, networks: Mapping[str, tuple[nn.Module, SegmentationSet]]) -> dict[str, dict[str, Any]]:
+        """name -> the figures of a network on a set, as `evaluate` gives them. On all ranks at once."""
+        found = {}
+        for name, (network, data) in networks.items():
+            if data.name not in self._prepared:
+                self._prepared[data.name] = self.prepare(data, with_labels=False)  # labels stay at their own size
+            loader = evaluation_loader(self._prepared[data.name], self.workers, worker_signals, (rank(), ranks()))
+            share_buffers(network)
+            found[name] = evaluate(network, self._paused(batches(loader)), self.device, self.class_names)
+            self.confusion[name] = found[name].pop("confusion")
+        return found
+
+    def _paused(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.pause()
+            yield batch
+
+    @torch.no_grad()
+    def examples(self, model: nn.Module, data: SegmentationSet) -> dict[int, np.ndarray]:
+        """Number in the set -> uint8 [H, W, 3]: picture, label and prediction side by side."""
+        shown = {}
+        for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int).tolist():
+            image, label = data[index]
+            prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
+            image = (narrow(image.float()) + 0.5).byte()
+            shown[index] = panel(image, ([] if label is None else [("label", label)]) + [("prediction", prediction)])
+        return shown
