@@ -101,7 +101,7 @@ def main() -> None:
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
 
     run = Run(args, train_source, train_target, val)
-    model = segmenter(args, multi_level=args.level == "multi")
+    model = segmenter(args, len(run.classes), multi_level=args.level == "multi")
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)

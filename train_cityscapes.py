@@ -28,7 +28,7 @@ def main() -> None:
     train, val = target_set(args, "train"), target_set(args, "val")
 
     run = Run(args, train, val)
-    model = segmenter(args)
+    model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train)

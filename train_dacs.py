@@ -36,10 +36,11 @@ from adaptation.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts
 from datasets.geometry import resize_label
+from datasets.labels import Classes
 from datasets.rare_classes import RareClasses
 from models.layers import resize
 from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
-from training.checkpoint import build_from_checkpoint, describe, load_checkpoint, sha256
+from training.checkpoint import describe, load_checkpoint, network_for, sha256
 from training.flags import parse, training_parser
 from training.run import Run
 from utils.errors import UserError, run_script
@@ -97,14 +98,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    frozen = with_teacher(args)
     train_source, held_out = source_sets(args)
+    frozen = with_teacher(args, train_source.classes)
     train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
 
     run = Run(args, train_source, train_target, val)
     if args.teacher == "moving" and args.teacher_checkpoint is not None:
         args.init = args.teacher_checkpoint
-    student = segmenter(args)
+    student = segmenter(args, len(run.classes))
     teacher = teacher_of(student)
     optimizer = sgd(student, args)
     schedule = poly(optimizer, run.total_steps)
@@ -164,7 +165,7 @@ def main() -> None:
     run.finish()
 
 
-def with_teacher(args: argparse.Namespace) -> nn.Module | None:
+def with_teacher(args: argparse.Namespace, classes: Classes) -> nn.Module | None:
     """What --teacher and --teacher-checkpoint ask for: a frozen network that labels the target, or None where the
     student's average does; notes the content of the checkpoint. Raises `UserError` for what cannot be combined."""
     path = args.teacher_checkpoint
@@ -174,12 +175,11 @@ def with_teacher(args: argparse.Namespace) -> nn.Module | None:
         if args.teacher == "frozen":
             raise UserError("--teacher frozen: name the network that labels, --teacher-checkpoint FILE")
         return None
-    checkpoint = load_checkpoint(path)
     if args.teacher == "frozen":
-        return build_from_checkpoint(checkpoint, path).to(args.device).requires_grad_(False).eval()
+        return network_for(path, classes).to(args.device).requires_grad_(False).eval()
     if args.init is not None:
         raise UserError("--teacher moving: the student starts from --teacher-checkpoint; leave --init out")
-    found = checkpoint["network"]
+    found = load_checkpoint(path)["network"]
     if (found.get("name"), found.get("backbone")) != (args.model, args.backbone):
         raise UserError(
             f"--teacher moving: {path} holds {describe(found)}, and an average of {args.model} with {args.backbone} "

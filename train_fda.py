@@ -79,7 +79,7 @@ def train(
 ) -> None:
     """One network, on one band."""
     run = Run(args, train_source, train_target, val)
-    model = segmenter(args)
+    model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)

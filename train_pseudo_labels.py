@@ -30,7 +30,7 @@ from datasets import SegmentationSet
 from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax
 from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
-from training.checkpoint import build_from_checkpoint, load_checkpoint, sha256
+from training.checkpoint import network_for, sha256
 from training.directory import refuse_used
 from training.flags import add_statistics_flag, parse, training_parser
 from training.run import Run
@@ -96,8 +96,8 @@ def train(
 ) -> None:
     """One round: label the target, then train on both."""
     run = Run(args, train_source, train_target, val)
-    networks = [build_from_checkpoint(load_checkpoint(path), path).to(args.device) for path in labellers]
-    model = segmenter(args)
+    networks = [network_for(path, run.classes).to(args.device) for path in labellers]
+    model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args)
     schedule = poly(optimizer, run.total_steps)
     criterion = pixel_loss(args, train_source)

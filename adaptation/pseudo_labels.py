@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datasets import SegmentationSet
 from datasets.appearance import to_float
 from datasets.files import stamp
-from datasets.labels import CLASS_NAMES, IGNORE
+from datasets.labels import IGNORE
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 from utils.files import write_atomically, write_json
@@ -101,18 +101,18 @@ def pseudo_labelled(
         print(f"pseudo-labels {home}: made earlier from the same network and settings, used again")
         return labelled
     model.eval()
-    histogram = ConfidenceHistogram(len(CLASS_NAMES), device)
+    histogram = ConfidenceHistogram(len(data.classes), device)
     for prediction, confidence in _predictions(model, data, device, workers, "thresholds", pause):
         histogram.update(prediction, confidence)
     thresholds = histogram.thresholds(percentile, at_most)
-    kept = torch.zeros(len(CLASS_NAMES), dtype=torch.int64, device=device)
+    kept = torch.zeros(len(data.classes), dtype=torch.int64, device=device)
     remaining = iter(samples)
     for prediction, confidence in _predictions(model, data, device, workers, "pseudo-labels", pause):
         labels = pseudo_label(prediction, confidence, thresholds)
         kept += torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[: len(kept)]
         for label in labels.cpu().numpy():
             _write_label(next(remaining).label, label)
-    summary = summarise(thresholds, histogram.counts.sum(dim=1), kept) | {"made_from": made_from}
+    summary = summarise(data.classes.names, thresholds, histogram.counts.sum(dim=1), kept) | {"made_from": made_from}
     write_json(home / "summary.json", summary)
     print(f"pseudo-labels {home}: {describe(summary)}")
     return labelled
@@ -149,9 +149,9 @@ def _write_label(path: Path, label: np.ndarray) -> None:
     write_atomically(path, lambda file: Image.fromarray(label).save(file, format="PNG"))
 
 
-def summarise(thresholds: Tensor, predicted: Tensor, kept: Tensor) -> dict[str, Any]:
+def summarise(names: Sequence[str], thresholds: Tensor, predicted: Tensor, kept: Tensor) -> dict[str, Any]:
     """Per class and in all: predicted and kept pixels, the share kept (None where nothing was predicted)."""
-    rows = zip(CLASS_NAMES, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
+    rows = zip(names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
     classes = {
         name: {"threshold": threshold, "predicted_pixels": n, "kept_pixels": k, "kept_share": k / n if n else None}
         for name, threshold, n, k in rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 from .labels import CITYSCAPES_LABELS
-from .pairs import Sample, by_key, existing_root, folder_of, limited, listed, match, pictures_below
+from .pairs import by_key, existing_root, folder_of, limited, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--cityscapes"
@@ -45,16 +45,14 @@ def cityscapes(
     pictures = by_key(pictures_below(images), lambda file: file.stem.removesuffix("_leftImg8bit"))
     if not pictures:
         raise UserError(f"{images}: the {split} split is empty; expected *_leftImg8bit.png or .jpg")
-    encoding = "ids"
+    encoding, labels = "ids", None
     if labelled:
         folder = folder_of(root, "gtFine", split)
         if folder is None:
             raise UserError(f"{FLAG} {root}: found the pictures in {images}, but no gtFine/{split} with their labels")
         encoding, labels = _labels(folder)
-        samples = match(pictures, labels, list_file, name)
-    else:
-        samples = [Sample(key, image, None) for key, image in listed(pictures, list_file, name).items()]
-    return SegmentationSet(name, limited(samples, limit), size, encoding, root=root, table=CITYSCAPES_LABELS)
+    samples = limited(match(pictures, labels, list_file, name), limit)
+    return SegmentationSet(name, samples, size, encoding, root=root, table=CITYSCAPES_LABELS)
 
 
 def _labels(folder: Path) -> tuple[str, dict[str, Path]]:

@@ -28,8 +28,8 @@ from .segmentation import SegmentationSet
 
 @dataclass(frozen=True)
 class Domain:
-    """size: working size (width, height) unless the user says otherwise. encodings: what its label files may hold,
-    where the user can say; the first unless he does. mapping: whether a JSON file may map its ids."""
+    """A line of a table. size: default working size (width, height). encodings: what its label files may hold, where
+    users can say so; the first is the default. mapping: whether users may map its ids with a JSON file."""
 
     title: str
     load: Callable[..., SegmentationSet]
@@ -127,9 +127,7 @@ def open_source(given: Mapping[str, Any], labelled: bool = True) -> Segmentation
     return SOURCES[key].load(Path(given[key]), size, labelled=labelled, limit=given.get("limit"), **more)
 
 
-def open_target(
-    given: Mapping[str, Any], split: str, labelled: bool = True, listed: bool = False
-) -> SegmentationSet:
+def open_target(given: Mapping[str, Any], split: str, labelled: bool = True, listed: bool = False) -> SegmentationSet:
     """A split of the target that is named, at --size, less what --limit and, where `listed`, --KEY-list leave out."""
     key = target_of(given)
     more = _reading(key, TARGETS[key], given)

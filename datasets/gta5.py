@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 from .labels import CITYSCAPES_LABELS, load_mapping
-from .pairs import Sample, by_key, existing_root, folders_below, is_folder, limited, listed, match, pictures_below
+from .pairs import by_key, existing_root, folders_below, is_folder, limited, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--gta5"
@@ -41,11 +41,8 @@ def gta5(
     pictures = by_key(pictures_below(home / "images"), lambda file: file.stem)
     if not pictures:
         raise UserError(f"{home / 'images'}: empty; expected 00001.png, 00002.png, ...")
-    if labelled:
-        samples = match(pictures, by_key(pictures_below(home / "labels"), lambda file: file.stem), list_file, "GTA5")
-    else:
-        samples = [Sample(name, image, None) for name, image in listed(pictures, list_file, "GTA5").items()]
-    samples = limited(samples, limit)
+    label_files = by_key(pictures_below(home / "labels"), lambda file: file.stem) if labelled else None
+    samples = limited(match(pictures, label_files, list_file, "GTA5"), limit)
     mapping_file = mapping_file or _mapping_beside(home, root)
     mapping = None if mapping_file is None else load_mapping(mapping_file, CITYSCAPES_LABELS.classes)
     return SegmentationSet(

@@ -95,10 +95,12 @@ def by_key(files: list[Path], key: Callable[[Path], str]) -> dict[str, Path]:
     return keyed
 
 
-def match(images: dict[str, Path], labels: dict[str, Path], list_file: Path | None, what: str) -> list[Sample]:
-    """Pairs by key, in the order of the names, of what the list file leaves. Raises `UserError` that counts and names
-    missing partners."""
+def match(images: dict[str, Path], labels: dict[str, Path] | None, list_file: Path | None, what: str) -> list[Sample]:
+    """Pairs by key, in the order of the names, of what the list file leaves; without labels the pictures alone. Raises
+    `UserError` that counts and names missing partners."""
     images = listed(images, list_file, what)
+    if labels is None:
+        return [Sample(name, image, None) for name, image in images.items()]
     if list_file is not None:
         labels = {name: file for name, file in labels.items() if name in images}
     lonely_images = sorted(images.keys() - labels.keys())

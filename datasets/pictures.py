@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .geometry import resize_label
-from .labels import CITYSCAPES, IGNORE, Classes
+from .labels import IGNORE, Classes
 
 TITLE_HEIGHT = 18
 WRONG = (240, 228, 66)
 """Okabe and Ito's yellow: seen by colour-blind readers, and the brightest in grey."""
 
 
-def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]], classes: Classes = CITYSCAPES) -> np.ndarray:
+def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]], classes: Classes) -> np.ndarray:
     """A picture and train-id maps side by side, each under its title -> uint8 [H + 18, W * n, 3].
 
     image: uint8 [3, H, W]; maps: uint8 [h, w] of any size (nearest neighbour brings them to the picture's).
@@ -29,7 +29,7 @@ def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]], classes: Classes 
     return np.concatenate([under_title(title, pixels) for title, pixels in parts], axis=1)
 
 
-def row(images: Sequence[Tensor], classes: Classes = CITYSCAPES) -> Tensor:
+def row(images: Sequence[Tensor], classes: Classes) -> Tensor:
     """Pictures float [3, h, w], clipped to [0, 1], and train-id maps uint8 [h, w], coloured, side by side at the first
     one's size -> float [3, H, W * n]."""
     height, width = images[0].shape[-2:]

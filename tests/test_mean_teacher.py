@@ -14,7 +14,7 @@ from adaptation.masking import block_mask, block_side, masked
 from adaptation.mean_teacher import DECAY, follow, label, teach, teacher_of
 from adaptation.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from datasets.geometry import PADDING
-from datasets.labels import PALETTE
+from datasets.labels import CITYSCAPES, PALETTE
 from datasets.pictures import row
 from models import build_segmenter
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -159,7 +159,7 @@ def test_masked_blocks_are_blocks_and_seven_in_ten_are_hidden():
 
 def test_pictures_and_labels_stand_side_by_side():
     image, ids = torch.rand(3, 4, 6), torch.tensor([[0, 1], [255, 18]], dtype=torch.uint8)
-    shown = row([image, ids])
+    shown = row([image, ids], CITYSCAPES)
     assert shown.shape == (3, 4, 12)
     assert torch.allclose(shown[:, :, :6], image)
     assert torch.equal((shown[:, 0, 9] * 255).round().byte(), torch.from_numpy(PALETTE[1]).byte())

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from datasets.labels import Classes
 from utils.distributed import rank
 from utils.errors import UserError
 
@@ -38,11 +39,11 @@ class Archive:
         self,
         directory: Path,
         config: dict[str, Any],
-        class_names: Sequence[str],
+        classes: Classes,
         progress: Progress,
         kept: Sequence[Kept],
     ) -> None:
-        self.directory, self.config, self.class_names = directory, config, list(class_names)
+        self.directory, self.config, self.classes = directory, config, classes
         self.progress, self.kept = progress, kept
         self.model: nn.Module | None = None
         self.parts: dict[str, Any] = {}
@@ -93,7 +94,8 @@ class Archive:
         content = {
             "network": self.model.options,
             "weights": self.model.state_dict(),
-            "class_names": self.class_names,
+            "class_names": list(self.classes.names),
+            "class_colours": [list(colour) for colour in self.classes.colours],
             "config": self.config,
             **self.progress.state_dict(),
             "metrics": state["history"][-1] if state["history"] else None,

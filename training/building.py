@@ -17,7 +17,6 @@ from datasets.check import check
 from datasets.domains import open_source, open_target
 from datasets.frequencies import class_counts, class_frequencies
 from datasets.geometry import Geometry
-from datasets.labels import CLASS_NAMES
 from utils import distributed
 from utils.errors import UserError
 
@@ -44,7 +43,7 @@ def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:
     return Geometry(size, args.scales, args.flip)
 
 
-def segmenter(args: argparse.Namespace, multi_level: bool = False) -> models.Segmenter:
+def segmenter(args: argparse.Namespace, num_classes: int, multi_level: bool = False) -> models.Segmenter:
     """The network of --model, --backbone and --weights, on the run's device; says what it starts from.
 
     With `multi_level`, in the form that multi-level adaptation needs. Raises `UserError` for weights that do not fit.
@@ -58,6 +57,7 @@ def segmenter(args: argparse.Namespace, multi_level: bool = False) -> models.Seg
     try:
         model = models.build_segmenter(
             args.model,
+            num_classes,
             backbone=args.backbone,
             weights="none" if replaced else args.weights,
             allow_partial_weights=args.allow_partial_weights,
@@ -78,7 +78,7 @@ def pixel_loss(args: argparse.Namespace, data: SegmentationSet, counts: Tensor |
         return {"ce": cross_entropy, "ohem": ohem, "focal": focal}[args.loss]
     counts = class_counts(data, args.workers) if counts is None else counts
     weights = median_frequency_weights(*class_frequencies(counts))
-    shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(CLASS_NAMES, weights.tolist(), strict=True))
+    shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(data.classes.names, weights.tolist(), strict=True))
     print(f"class weights by median frequency in {data.name}: {shown}")
     return functools.partial(cross_entropy, weight=weights.to(args.device))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from datasets.labels import CITYSCAPES, Classes
+from datasets.labels import CITYSCAPES, Classes, require_same_classes
 from utils.errors import UserError
 from utils.files import sync, write_atomically
 
@@ -112,10 +112,11 @@ def sha256(path: Path) -> str:
 
 
 def classes_of(checkpoint: dict[str, Any]) -> Classes:
-    """What the network of a checkpoint tells apart. Checkpoints without colours are of the time when every network knew
-    the classes of Cityscapes."""
+    """What the network of a checkpoint tells apart. A checkpoint without names or colours is of the time when every
+    network knew the classes of Cityscapes."""
+    names = checkpoint.get("class_names", CITYSCAPES.names)
     colours = checkpoint.get("class_colours", CITYSCAPES.colours)
-    return Classes(tuple(checkpoint["class_names"]), tuple(tuple(colour) for colour in colours))
+    return Classes(tuple(names), tuple(tuple(colour) for colour in colours))
 
 
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
@@ -129,9 +130,17 @@ def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     return model
 
 
-def start_from(model: nn.Module, path: Path) -> None:
-    """Copies the weights of another run's network. Raises `UserError` for another architecture."""
+def network_for(path: Path, classes: Classes) -> nn.Module:
+    """The network of a checkpoint, to be used in a run with these classes. Raises `UserError` when it has others."""
     checkpoint = load_checkpoint(path)
+    require_same_classes(str(path), classes_of(checkpoint), "this run", classes)
+    return build_from_checkpoint(checkpoint, path)
+
+
+def start_from(model: nn.Module, path: Path, classes: Classes) -> None:
+    """Copies the weights of another run's network. Raises `UserError` for another architecture, or other classes."""
+    checkpoint = load_checkpoint(path)
+    require_same_classes(str(path), classes_of(checkpoint), "this run", classes)
     if checkpoint["network"] != model.options:
         raise UserError(
             f"{path} holds {describe(checkpoint['network'])}; this run's {describe(model.options)} cannot start from it"

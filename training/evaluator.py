@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 
 from datasets import SegmentationSet
 from datasets.appearance import to_float
+from datasets.labels import Classes
 from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
 from utils.distributed import rank, ranks, share_buffers
@@ -36,11 +37,11 @@ class Evaluator:
         prepare: Preparation,
         workers: int,
         device: torch.device,
-        class_names: Sequence[str],
+        classes: Classes,
         pause: Callable[[], None],
     ) -> None:
         self.prepare, self.workers, self.device, self.pause = prepare, workers, device, pause
-        self.class_names = tuple(class_names)
+        self.classes = classes
         self.confusion: dict[str, list[list[int]]] = {}
         self._prepared: dict[str, SegmentationSet] = {}
 
@@ -59,7 +60,7 @@ class Evaluator:
                 self._prepared[data.name] = self.prepare(data, with_labels=False)  # labels stay at their own size
             loader = evaluation_loader(self._prepared[data.name], self.workers, worker_signals, (rank(), ranks()))
             share_buffers(network)
-            found[name] = evaluate(network, self._paused(batches(loader)), self.device, self.class_names)
+            found[name] = evaluate(network, self._paused(batches(loader)), self.device, self.classes.names)
             self.confusion[name] = found[name].pop("confusion")
         return found
 
@@ -76,5 +77,6 @@ class Evaluator:
             image, label = data[index]
             prediction = predict(model(to_float(image[None].to(self.device))), image.shape[-2:])
             image = (narrow(image.float()) + 0.5).byte()
-            shown[index] = panel(image, ([] if label is None else [("label", label)]) + [("prediction", prediction)])
+            titled = ([] if label is None else [("label", label)]) + [("prediction", prediction)]
+            shown[index] = panel(image, titled, self.classes)
         return shown

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.labels import Classes
 from datasets.pictures import row
 from utils.distributed import rank
 from utils.errors import UserError
@@ -149,10 +150,10 @@ class Journal:
         """Whether pictures of this epoch are logged; of an evaluation, where one comes every so many epochs."""
         return pictured(math.ceil(self.progress.epoch / every), math.ceil(self.progress.epochs / every))
 
-    def show(self, tag: str, images: list[Tensor]) -> None:
-        """Pictures float [3, H, W] and labels uint8 [H, W], side by side."""
+    def show(self, tag: str, images: list[Tensor], classes: Classes) -> None:
+        """Pictures float [3, H, W] and labels uint8 [H, W] in the classes' colours, side by side."""
         shown = [narrow(image.detach().float()) if image.ndim == 3 else image for image in images]
-        self.board.add_image(tag, row(shown), self.progress.step)
+        self.board.add_image(tag, row(shown, classes), self.progress.step)
 
 
 def oracle(history: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ SAME_SHAPE = 0.05
 """A picture whose aspect ratio is this near the training's is brought to the training's size, as in evaluation."""
 
 BAND_PIXELS = 4_000_000
-"""Logits are enlarged in bands of rows of about so many pixels: 19 floats a pixel, whatever the picture's size."""
+"""Logits are enlarged in bands of rows of about so many pixels, whatever the picture's size: a pixel takes a float for
+each class."""
 
 MIN_SIDE = 32
 """No picture goes through the network smaller than this, however thin it is."""

@@ -46,6 +46,7 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
         arguments, data = before["arguments"], before["data"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
+    arguments = domains.arguments(source="source_holdout" in arguments) | arguments  # some are newer than the run
     now = config["arguments"]
     free = FREE | {name for name, default in domains.arguments().items() if default is None}  # an encoding is not
     changed = [

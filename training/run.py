@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 
 from datasets import SegmentationSet
 from datasets.geometry import Geometry
-from datasets.labels import CLASS_NAMES
 from datasets.rare_classes import RareClasses
+from datasets.segmentation import shared_classes
 from utils.distributed import first_then_others, from_each, highest, rank, ranks
 from utils.interruption import Interruption, Stop
 from utils.tables import counted
@@ -59,6 +59,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, epoch_of: SegmentationSet, *others: SegmentationSet) -> None:
         self.directory, self.device = args.run_dir, args.device
+        self.classes = shared_classes(epoch_of, *others)
         self._seed, self._batch_size, self._accumulate = args.seed, args.batch_size, args.accumulate
         self._eval_every, self._checkpoint_minutes = args.eval_every, args.checkpoint_minutes
         self._init, self._compile, self._root = args.init, args.compile, args.root
@@ -72,9 +73,9 @@ class Run:
             skip=args.on_bad_sample == "skip", workers=args.workers, device=self.device,
         )  # fmt: skip
         self.journal = Journal(self.directory, self.progress, self._streams.pictures)
-        self.evaluator = Evaluator(prepare, args.workers, self.device, CLASS_NAMES, self.pause_within)
+        self.evaluator = Evaluator(prepare, args.workers, self.device, self.classes, self.pause_within)
         kept = (self.journal, self._bad, self.evaluator)
-        self.archive = Archive(self.directory, self.config, CLASS_NAMES, self.progress, kept)
+        self.archive = Archive(self.directory, self.config, self.classes, self.progress, kept)
         self._interruption = Interruption(args.stop_after)
         self._claim = DirectoryClaim(self.directory, self.config, args.resume, args.allow_changes, self.device)
         seed_everything(args.seed, 0)
@@ -106,11 +107,11 @@ class Run:
         self.archive.hold(model, parts)
         resumed = self._claim.resumed
         if init is not None and not resumed:
-            start_from(model, init)
+            start_from(model, init, self.classes)
         with first_then_others():
             self._claim.open()
         if resumed and not self.archive.restore(changed=bool(self._claim.changes)) and init is not None:
-            start_from(model, init)  # it was interrupted before its first checkpoint
+            start_from(model, init, self.classes)  # it was interrupted before its first checkpoint
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 self.gradients.watch(name, part)
@@ -168,7 +169,7 @@ class Run:
     def show(self, tag: str, images: list[Tensor]) -> None:
         """Pictures float [3, H, W] and labels uint8 [H, W] side by side in TensorBoard; at an epoch's first step."""
         if self.step % self.progress.steps_per_epoch == 0 and self.journal.is_pictured():
-            self.journal.show(tag, images)
+            self.journal.show(tag, images, self.classes)
 
     def evaluate(
         self, model: nn.Module, beside: dict[str, nn.Module] | None = None, **sets: SegmentationSet | None
