@@ -36,7 +36,7 @@ def check(data: SegmentationSet) -> str:
             continue
         if data.same_shape:
             _same_shape(data, index, (width, height))
-        label = read_label(sample.label, data.encoding, data.mapping, data.table)
+        label = read_label(sample.label, data.encoding, data.table, data.mapping)
         seen += np.bincount(label.numpy().ravel(), minlength=256)
         raw, held = raw_label(sample.label, data.encoding, data.table)
         highest = max(highest, int(raw[raw != IGNORE].max(initial=0))) if held == "ids" else 255

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-from .labels import CITYSCAPES_LABELS, IGNORE, UNKNOWN_COLOUR, LabelTable
+from .labels import IGNORE, UNKNOWN_COLOUR, LabelTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 100_000_000
@@ -80,9 +80,7 @@ def read_image(path: Path, upright: bool = False) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def read_label(
-    path: Path, encoding: str, mapping: dict[int, int] | None = None, table: LabelTable = CITYSCAPES_LABELS
-) -> Tensor:
+def read_label(path: Path, encoding: str, table: LabelTable, mapping: dict[int, int] | None = None) -> Tensor:
     """uint8 [H, W] train ids at the file's own size.
 
     `encoding` is one of `labels.ENCODINGS`; `auto` takes an RGB file for colours, any other for ids. `mapping`
@@ -109,7 +107,7 @@ def read_label(
     return torch.from_numpy(by_id[values])
 
 
-def raw_label(path: Path, encoding: str, table: LabelTable = CITYSCAPES_LABELS) -> tuple[np.ndarray, str]:
+def raw_label(path: Path, encoding: str, table: LabelTable) -> tuple[np.ndarray, str]:
     """What the file holds before it is mapped: (uint8 [H, W], its encoding).
 
     Colours come as the ids of `table`, `labels.UNKNOWN_COLOUR` where the colour is unknown.

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from .files import read_image, read_label
 from .geometry import resize_image, resize_label
-from .labels import CITYSCAPES_LABELS, Classes, LabelTable, require_same_classes
+from .labels import Classes, LabelTable, require_same_classes
 from .pairs import Sample, split_off
 
 
@@ -35,7 +35,7 @@ class SegmentationSet(Dataset):
     root: Path | None = None
     images: Sequence[Tensor] | None = field(default=None, repr=False)
     labels: Sequence[Tensor] | None = field(default=None, repr=False)
-    table: LabelTable = field(default=CITYSCAPES_LABELS, repr=False)
+    table: LabelTable = field(kw_only=True, repr=False)
     encoding_flag: str | None = None
 
     @property
@@ -72,7 +72,7 @@ class SegmentationSet(Dataset):
     def label(self, index: int) -> Tensor | None:
         """uint8 [h, w] train ids at the file's own size, None where the set is used without labels."""
         path = self.samples[index].label
-        return None if path is None else read_label(path, self.encoding, self.mapping, self.table)
+        return None if path is None else read_label(path, self.encoding, self.table, self.mapping)
 
     def hold_out(self, share: float) -> tuple[SegmentationSet, SegmentationSet | None]:
         """(the rest, the held-out share, the same for every run; None for a share of 0)."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import one_line_error, picture, save, source_only, upper
 from PIL import Image
+from test_house import FLOORS, ROOT
 
 from datasets import SegmentationSet, domains
 from datasets.domains import Domain
@@ -98,9 +99,9 @@ def test_labels_are_read_by_the_table_of_their_set(tmp_path):
     expected = TRAIN_IDS[rows]
     for name, pixels in (("ids", np.array(IDS, dtype=np.uint8)[rows]), ("colours", COLOURS[rows])):
         save(tmp_path / f"{name}.png", pixels)
-        assert np.array_equal(read_label(tmp_path / f"{name}.png", "auto", table=ROOMS).numpy(), expected)
+        assert np.array_equal(read_label(tmp_path / f"{name}.png", "auto", ROOMS).numpy(), expected)
     save(tmp_path / "trainIds.png", expected)
-    assert np.array_equal(read_label(tmp_path / "trainIds.png", "trainIds", table=ROOMS).numpy(), expected)
+    assert np.array_equal(read_label(tmp_path / "trainIds.png", "trainIds", ROOMS).numpy(), expected)
     refused = {
         "ids": (7, r"expected Rooms ids \(0 to 30\), found the value 7"),
         "trainIds": (3, r"expected train ids \(0 to 2, 255\), found the value 3"),
@@ -108,10 +109,10 @@ def test_labels_are_read_by_the_table_of_their_set(tmp_path):
     for encoding, (value, said) in refused.items():
         save(tmp_path / "wrong.png", np.full((4, 4), value, dtype=np.uint8))
         with pytest.raises(UserError, match=said):
-            read_label(tmp_path / "wrong.png", encoding, table=ROOMS)
+            read_label(tmp_path / "wrong.png", encoding, ROOMS)
     save(tmp_path / "wrong.png", np.full((4, 4, 3), 128, dtype=np.uint8))
     with pytest.raises(UserError, match="in no Rooms palette; expected the palette of the 3 classes"):
-        read_label(tmp_path / "wrong.png", "auto", table=ROOMS)
+        read_label(tmp_path / "wrong.png", "auto", ROOMS)
 
 
 def test_a_run_keeps_its_classes_and_every_script_goes_by_them(script, trained, tmp_path):
@@ -226,3 +227,12 @@ def test_prepared_labels_and_resumed_runs_depend_on_the_table(data):
     assert fingerprint(one)["labels"] != fingerprint(other)["labels"]
     places = [data[1] / "prepared"]
     assert prepared(one, places, 0).labels.home != prepared(other, places, 0).labels.home
+
+
+def test_the_nineteen_are_known_only_where_they_belong():
+    known = ("CLASS_NAMES", "PALETTE", "CITYSCAPES")
+    allowed = {"datasets/labels.py", "datasets/cityscapes.py", "datasets/gta5.py"}  # the table, and who reads by it
+    allowed |= {"reporting/published.py", "training/checkpoint.py", "eval.py"}  # others' figures, old files, --save-ids
+    files = [path for room in FLOORS for path in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py"))
+    names = {str(path.relative_to(ROOT)) for path in files if any(word in path.read_text() for word in known)}
+    assert {name for name in names if not name.startswith("datasets/street_scenes/")} <= allowed

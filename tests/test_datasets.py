@@ -17,6 +17,7 @@ from datasets.files import read_label
 from datasets.labels import (
     CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
+    CITYSCAPES_LABELS,
     CITYSCAPES_PALETTE,
     CLASS_NAMES,
     IGNORE,
@@ -130,8 +131,9 @@ def test_gta5_licence_plate_by_palette_and_by_colour(tmp_path):
     label[:, :24] = 26
     save(tmp_path / "p.png", label, palette=True)
     save(tmp_path / "c.png", CITYSCAPES_PALETTE[label])
-    assert set(read_label(tmp_path / "p.png", "auto")[:, 24:].flatten().tolist()) == {IGNORE}
-    assert set(read_label(tmp_path / "c.png", "auto").flatten().tolist()) == {CLASS_NAMES.index("car")}
+    by_palette, by_colour = (read_label(tmp_path / f"{name}.png", "auto", CITYSCAPES_LABELS) for name in "pc")
+    assert set(by_palette[:, 24:].flatten().tolist()) == {IGNORE}
+    assert set(by_colour.flatten().tolist()) == {CLASS_NAMES.index("car")}
 
 
 def test_gta5_sizes_may_differ_between_picture_and_label(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 from datasets import cityscapes, gta5
 from datasets.check import check
 from datasets.files import read_image, read_label
-from datasets.labels import CITYSCAPES, CITYSCAPES_PALETTE, IGNORE, load_mapping
+from datasets.labels import CITYSCAPES, CITYSCAPES_LABELS, CITYSCAPES_PALETTE, IGNORE, load_mapping
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -92,7 +92,7 @@ def survive(path: Path, contents: list[bytes], read) -> tuple[int, int]:
 
 
 def legal_label(path: Path, encoding: str) -> None:
-    label = read_label(path, encoding)
+    label = read_label(path, encoding, CITYSCAPES_LABELS)
     assert label.dtype == torch.uint8
     assert set(label.unique().tolist()) <= {*range(len(CITYSCAPES)), IGNORE}
 
