@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adaptation.adabn import adapt_to
 from datasets import SegmentationSet
 from datasets.check import check
 from datasets.domains import SOURCES, TARGETS, add_roots, open_source, open_target, roots, source_of, target_of
@@ -32,6 +31,7 @@ from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
+from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
@@ -116,7 +116,7 @@ def main() -> None:
                 f"different pictures do not compare; name the data with {roots(TARGETS | SOURCES)}, and --limit"
             )
         if args.adapt_bn:
-            used = _adapt(model, args, run, path)
+            used = _adapt(model, args, run)
             name += " + AdaBN"
             print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
         if args.precision != "fp32" or args.compile:
@@ -193,13 +193,10 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
     return data
 
 
-def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], path: Path) -> int:
+def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any]) -> int:
     """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
     data = open_target(_given(args, run), "train", labelled=False)
-    try:
-        return adapt_to(model, data, run["batch_size"], args.workers, args.device)
-    except ValueError as error:
-        raise UserError(f"{path}: --adapt-bn: {error}") from None
+    return adapt_to(model, data, run["batch_size"], args.workers, args.device)
 
 
 def _saver(

@@ -18,55 +18,58 @@ the target's statistics only.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from adaptation.adabn import statistics_kept
-from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET, domain_accuracy
+from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET
 from adaptation.entropy import min_entropy_loss
-from adaptation.losses import PixelLoss, cross_entropy, segmentation_loss
+from adaptation.losses import segmentation_loss
 from datasets.appearance import Appearance, to_float
-from models import DISCRIMINATORS, SEGMENTERS, build_discriminator
+from models import DISCRIMINATORS, SEGMENTERS
 from models.discriminator import MIN_SIDE
-from training.building import fused, geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.building import adam, both_domains, discriminators_for, geometry, poly, segmenter, sgd, supervised_loss
 from training.flags import add_statistics_flag, parse, training_parser
 from training.gradients import Gradients
 from training.run import Run
 from utils.errors import UserError, run_script
-from utils.flags import number
+from utils.flags import add_choice, number
 
-SUFFIX = ("", "_auxiliary")
-"""Of what is logged, by level: the main logits, and with --level multi the auxiliary ones."""
+ENDINGS = ("", "_auxiliary")
+"""Of what is logged: for the discriminator of the main logits, and for that of the auxiliary ones."""
+
+Outputs = tuple[Tensor, tuple[Tensor, ...]]
+"""What a segmenter gives in training: logits [B, C, H, W], and those of its auxiliary heads."""
 
 
 def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True)
     adversarial = parser.add_argument_group("adversarial adaptation")
+    add_choice(adversarial, "--discriminator", DISCRIMINATORS, "standard", "the network that tells the domains apart",
+               none="no adversary")  # fmt: skip
     adversarial.add_argument(
-        "--discriminator", choices=(*DISCRIMINATORS, "none"), default="standard",
-        help="; ".join(f"{name}: {kind.title}" for name, kind in DISCRIMINATORS.items()) + " (%(default)s)",
+        "--level", choices=("output", "multi", "feature"), default="output",
+        help="where the discriminator looks. output: the main logits; multi: a second one looks at the auxiliary "
+        "logits; feature: the features at 1/8 that the network makes its logits from (%(default)s)",
+    )  # fmt: skip
+    add_choice(adversarial, "--input", INPUTS, "softmax", "what the discriminator sees of the logits")
+    add_choice(adversarial, "--gan", GANS, "vanilla", "loss of the discriminator's scores")
+    adversarial.add_argument(
+        "--lambda-adv", type=number(0, 100), default=1e-3, metavar="X", help="weight of the adversarial loss (0.001)"
+    )
+    adversarial.add_argument(
+        "--lambda-adv-aux", type=number(0, 100), default=2e-4, metavar="X",
+        help="the same for the auxiliary logits, with --level multi (0.0002)",
     )  # fmt: skip
     adversarial.add_argument(
-        "--level",
-        choices=("output", "multi", "feature"),
-        default="output",
-        help="where it looks: the main logits; a second one on the auxiliary logits too; or the features at 1/8 that "
-        "the network makes its logits from (%(default)s)",
-    )
-    adversarial.add_argument(
-        "--input", choices=sorted(INPUTS), default="softmax", help="what it sees; entropy is AdvEnt's (%(default)s)"
-    )
-    adversarial.add_argument("--gan", choices=sorted(GANS), default="vanilla", help="(%(default)s)")
-    adversarial.add_argument("--lambda-adv", type=number(0, 100), default=1e-3, metavar="X", help="(0.001)")
-    adversarial.add_argument("--lambda-adv-aux", type=number(0, 100), default=2e-4, metavar="X", help="(0.0002)")
-    adversarial.add_argument(
-        "--lr-d", type=number(0, 1), default=1e-4, metavar="X", help="the discriminator's rate (1e-4)"
+        "--lr-d", type=number(0, 1), default=1e-4, metavar="X", help="learning rate of the discriminator (1e-4)"
     )
     adversarial.add_argument("--min-entropy", action="store_true", help="add MinEnt's loss on the target")
     adversarial.add_argument(
-        "--lambda-entropy", type=number(0, 100), default=1e-3, metavar="X", help="MinEnt's (0.001)"
+        "--lambda-entropy", type=number(0, 100), default=1e-3, metavar="X", help="weight of MinEnt's loss (0.001)"
     )
     add_statistics_flag(adversarial)
     args = parse(parser)
@@ -84,29 +87,17 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def views(
-    features: tuple[Tensor, ...], outputs: tuple[Tensor, tuple[Tensor, ...]], args: argparse.Namespace
-) -> list[Tensor]:
-    """What each discriminator sees of one domain: a list of [B, C, h, w], the main one first."""
-    logits, auxiliary = outputs
-    if args.level == "feature":
-        return [features[0]]
-    shown = [logits, auxiliary[0]] if args.level == "multi" else [logits]
-    return [INPUTS[args.input](maps) for maps in shown]
-
-
 def main() -> None:
     args = parse_args()
-    train_source, held_out = source_sets(args)
-    train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
+    data = both_domains(args)
 
-    run = Run(args, train_source, train_target, val)
+    run = Run(args, data.source, data.target, data.val)
     model = segmenter(args, len(run.classes), multi_level=args.level == "multi")
-    optimizer = sgd(model, args)
+    optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    criterion = pixel_loss(args, train_source)
-    discriminators = discriminators_for(model, args)
-    optimizers_d = [Adam(d.parameters(), lr=args.lr_d, betas=(0.9, 0.99), fused=fused(d)) for d in discriminators]
+    criterion = supervised_loss(args, data.source)
+    discriminators = discriminators_for(model, args.discriminator, args.level)
+    optimizers_d = [adam(discriminator, args.lr_d) for discriminator in discriminators]
     schedules_d = [poly(optimizer_d, run.total_steps) for optimizer_d in optimizers_d]
     run.restore(
         model,
@@ -116,106 +107,105 @@ def main() -> None:
         discriminator_optimizer=optimizers_d,
         discriminator_schedule=schedules_d,
     )
-    source = run.stream(train_source, geometry(args, args.source_size))
-    target = run.stream(train_target, geometry(args, args.size))
+    source = run.stream(data.source, geometry(args, args.source_size))
+    target = run.stream(data.target, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
-    weights = (args.lambda_adv, args.lambda_adv_aux)
     gradients = run.gradients
+    step = AdversarialStep(
+        model, discriminators, gradients, criterion, args.level, args.input, args.gan,
+        lambda_adv=(args.lambda_adv, args.lambda_adv_aux),
+        lambda_entropy=args.lambda_entropy if args.min_entropy else None,
+        target_statistics=args.bn_statistics == "target",
+    )  # fmt: skip
 
     for _ in run.epochs():
         model.train()
         for (images, labels), target_images in run.steps(source, target):
             images, target_images = appearance(images), to_float(target_images)
             run.show("adversarial/source-target", [images[0], target_images[0]])
-            seen_source, seen_target = segmenter_gradients(
-                model, discriminators, images, labels, target_images, weights, args, gradients, criterion
-            )
+            seen_source = step.source_gradients(images, labels)
+            seen_target = step.target_gradients(target_images)
             gradients.update(optimizer, schedule)
-            discriminator_gradients(discriminators, seen_source, seen_target, args, gradients)
+            step.discriminator_gradients(seen_source, seen_target)
             for optimizer_d, schedule_d in zip(optimizers_d, schedules_d, strict=True):
                 gradients.update(optimizer_d, schedule_d)
-        run.evaluate(model, target=val, source=held_out)
+        run.evaluate(model, target=data.val, source=data.held_out)
     run.finish()
 
 
-def discriminators_for(model: nn.Module, args: argparse.Namespace) -> list[nn.Module]:
-    """None, one, or for multi-level two of them, on the run's device."""
-    if args.discriminator == "none":
-        return []
-    channels = [model.options["num_classes"]] * (2 if args.level == "multi" else 1)
-    if args.level == "feature":
-        with torch.no_grad():
-            was = model.training
-            channels = [model.eval().features(torch.zeros(1, 3, 64, 64, device=args.device))[0].shape[1]]
-            model.train(was)
-    return [build_discriminator(args.discriminator, number).to(args.device) for number in channels]
+@dataclass
+class AdversarialStep:
+    """One step of AdaptSegNet (the algorithm of its section 4), with what stays the same over a run: each part adds
+    gradients and updates nothing.
 
-
-def segmenter_gradients(
-    model: nn.Module,
-    discriminators: list[nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    target_images: Tensor,
-    weights: tuple[float, ...],
-    args: argparse.Namespace,
-    gradients: Gradients,
-    criterion: PixelLoss = cross_entropy,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """(1) and (2) of AdaptSegNet, algorithm of section 4: adds the segmenter's gradients, and none of a discriminator.
-
-    images, target_images: float [B, 3, H, W] in [0, 1], each domain at its own size; labels: uint8 [B, H, W].
-    Returns what the discriminators see of source and target, detached.
+    Pictures are float [B, 3, H, W] in [0, 1], each domain at its own size; labels are uint8 [B, H, W].
+    lambda_adv: weight of the main and of the auxiliary discriminator; lambda_entropy: MinEnt's, None without it.
     """
-    for discriminator in discriminators:
-        discriminator.requires_grad_(False)
 
-    # (1) L_seg: cross-entropy on the source.
-    with gradients.autocast(), statistics_kept(model, args.bn_statistics == "target"):
-        features = model.features(images)
-        outputs = model.decode(features, images.shape[-2:])
-        loss = segmentation_loss(outputs, labels, args.aux_weight, criterion)
-    gradients.backward(loss)
-    seen_source = [view.detach() for view in views(features, outputs, args)]
-    gradients.log(loss=loss)
+    model: nn.Module
+    discriminators: list[nn.Module]
+    gradients: Gradients
+    criterion: Callable[[Outputs, Tensor], Tensor] = segmentation_loss
+    level: str = "output"
+    input: str = "softmax"
+    gan: str = "vanilla"
+    lambda_adv: tuple[float, ...] = (1e-3, 2e-4)
+    lambda_entropy: float | None = None
+    target_statistics: bool = False
 
-    # (2) lambda_adv * L_adv: the target's predictions should be taken for the source's.
-    with gradients.autocast():
-        features = model.features(target_images)
-        outputs = model.decode(features, target_images.shape[-2:])
-        seen_target = views(features, outputs, args)
-        loss = torch.zeros((), device=target_images.device)
-        for level, (discriminator, view, weight) in enumerate(zip(discriminators, seen_target, weights, strict=False)):
-            adversarial = GANS[args.gan](discriminator(view), SOURCE)
-            loss = loss + weight * adversarial
-            gradients.log(**{f"adversarial{SUFFIX[level]}": adversarial})
-        if args.min_entropy:
-            entropy = min_entropy_loss(outputs[0])
-            loss = loss + args.lambda_entropy * entropy
-            gradients.log(min_entropy=entropy)
-    gradients.backward(loss)
+    def views(self, features: tuple[Tensor, ...], outputs: Outputs) -> list[Tensor]:
+        """What each discriminator sees of one domain: maps [B, C, h, w], the main one first."""
+        logits, auxiliary = outputs
+        if self.level == "feature":
+            return [features[0]]
+        shown = [logits, auxiliary[0]] if self.level == "multi" else [logits]
+        return [INPUTS[self.input].function(maps) for maps in shown]
 
-    for discriminator in discriminators:
-        discriminator.requires_grad_(True)
-    return seen_source, [view.detach() for view in seen_target]
+    def source_gradients(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """(1) L_seg: the segmenter learns the source's labels. Returns the source's views, detached."""
+        with self.gradients.autocast(), statistics_kept(self.model, self.target_statistics):
+            features = self.model.features(images)
+            outputs = self.model.decode(features, images.shape[-2:])
+            loss = self.criterion(outputs, labels)
+        self.gradients.backward(loss)
+        self.gradients.log(loss=loss)
+        return [view.detach() for view in self.views(features, outputs)]
 
+    def target_gradients(self, images: Tensor) -> list[Tensor]:
+        """(2) lambda_adv * L_adv: the segmenter learns to make its predictions on the target look like the source's.
+        The discriminators get no gradients. Returns the target's views, detached."""
+        for discriminator in self.discriminators:
+            discriminator.requires_grad_(False)
+        with self.gradients.autocast():
+            features = self.model.features(images)
+            outputs = self.model.decode(features, images.shape[-2:])
+            seen = self.views(features, outputs)
+            loss = torch.zeros((), device=images.device)
+            for level, discriminator in enumerate(self.discriminators):
+                adversarial = GANS[self.gan].loss(discriminator(seen[level]), SOURCE)
+                loss = loss + self.lambda_adv[level] * adversarial
+                self.gradients.log(**{f"adversarial{ENDINGS[level]}": adversarial})
+            if self.lambda_entropy is not None:
+                entropy = min_entropy_loss(outputs[0])
+                loss = loss + self.lambda_entropy * entropy
+                self.gradients.log(min_entropy=entropy)
+        self.gradients.backward(loss)
+        for discriminator in self.discriminators:
+            discriminator.requires_grad_(True)
+        return [view.detach() for view in seen]
 
-def discriminator_gradients(
-    discriminators: list[nn.Module],
-    seen_source: list[Tensor],
-    seen_target: list[Tensor],
-    args: argparse.Namespace,
-    gradients: Gradients,
-) -> None:
-    """(3) L_D: adds each discriminator's gradients on detached predictions of both domains, halved each."""
-    for level, discriminator in enumerate(discriminators):
-        for name, view, domain in (("source", seen_source[level], SOURCE), ("target", seen_target[level], TARGET)):
-            with gradients.autocast():
-                scores = discriminator(view)
-                loss = GANS[args.gan](scores, domain) / 2
-            gradients.backward(loss)
-            title, accuracy = f"discriminator{SUFFIX[level]}", domain_accuracy(scores.detach(), domain, args.gan)
-            gradients.log(**{f"{title}_{name}": loss, f"{title}_accuracy_{name}": accuracy})
+    def discriminator_gradients(self, seen_source: list[Tensor], seen_target: list[Tensor]) -> None:
+        """(3) L_D: each discriminator learns to tell the two domains' views apart; each domain counts half."""
+        gan = GANS[self.gan]
+        for level, discriminator in enumerate(self.discriminators):
+            title = f"discriminator{ENDINGS[level]}"
+            for name, view, domain in (("source", seen_source[level], SOURCE), ("target", seen_target[level], TARGET)):
+                with self.gradients.autocast():
+                    scores = discriminator(view)
+                    loss = gan.loss(scores, domain) / 2
+                self.gradients.backward(loss)
+                accuracy = gan.accuracy(scores.detach(), domain)
+                self.gradients.log(**{f"{title}_{name}": loss, f"{title}_accuracy_{name}": accuracy})
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from adaptation.losses import segmentation_loss
 from datasets.appearance import to_float
-from training.building import geometry, pixel_loss, poly, segmenter, sgd, target_set
+from training.building import geometry, poly, segmenter, sgd, supervised_loss, target_set
 from training.flags import parse, training_parser
 from training.run import Run
 from utils.errors import run_script
@@ -29,9 +28,9 @@ def main() -> None:
 
     run = Run(args, train, val)
     model = segmenter(args, len(run.classes))
-    optimizer = sgd(model, args)
+    optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    criterion = pixel_loss(args, train)
+    criterion = supervised_loss(args, train)
     run.restore(model, optimizer=optimizer, schedule=schedule)
     target = run.stream(train, geometry(args, args.size))
     gradients = run.gradients
@@ -41,7 +40,7 @@ def main() -> None:
         for images, labels in run.steps(target):
             pictures = to_float(images)
             with gradients.autocast():
-                loss = segmentation_loss(model(pictures), labels, args.aux_weight, criterion)
+                loss = criterion(model(pictures), labels)
             gradients.backward(loss)
             gradients.update(optimizer, schedule)
             run.log(loss=loss)

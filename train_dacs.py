@@ -11,13 +11,13 @@ onto a target picture, labels likewise; the student learns the source's labels a
     python train_dacs.py ... --teacher-checkpoint FILE               distillation: a heavier network labels the target
     python train_dacs.py --demo                                      street scenes, minutes on a CPU
 
-The moving average is the headline, what is kept and deployed, also where a frozen network of another architecture
-labels in its place. Its batch normalisation has the target's statistics, of pictures as they are trained on (scaled
-and cropped; `eval.py --adapt-bn` takes whole ones), the student's a mixture's. The student's figures on the target
-stand beside it in metrics.jsonl and on the console.
+The moving average is the headline: it is what checkpoints keep, also where a frozen network of another architecture
+labels in its place. Its batch normalisation has the target's statistics, taken from pictures as they are trained on
+(scaled and cropped; `eval.py --adapt-bn` takes whole ones). The student's has those of mixed pictures. Its figures on
+the target stand beside the headline in metrics.jsonl and on the console.
 
-A target picture scaled down is surrounded by the mean colour, and having no label says nowhere where: the teacher
-labels that border too. `--scales 1 1.5 1.75 2` leaves it out, for both domains.
+A target picture that was scaled down is surrounded by the mean colour. It has no label that says where, so the teacher
+labels that border too. `--scales 1 1.5 1.75 2` avoids such borders, in both domains.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptation.fda import fda
-from adaptation.losses import cross_entropy, segmentation_loss, weighted_by_pixel
+from adaptation.losses import cross_entropy, weighted_by_pixel
 from adaptation.masking import masked
 from adaptation.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
 from adaptation.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts
 from datasets.geometry import resize_label
-from datasets.labels import Classes
 from datasets.rare_classes import RareClasses
 from models.layers import resize
-from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
+from training.building import both_domains, geometry, poly, segmenter, sgd, supervised_loss
 from training.checkpoint import describe, load_checkpoint, network_for, sha256
-from training.flags import parse, training_parser
+from training.flags import add_style_flag, parse, training_parser
 from training.run import Run
 from utils.errors import UserError, run_script
 from utils.flags import number
@@ -59,67 +58,76 @@ def parse_args() -> argparse.Namespace:
     dacs = parser.add_argument_group("mean teacher and mixed sampling")
     dacs.add_argument(
         "--recipe", choices=RECIPES, default="dacs",
-        help="dacs: the paper's; best: " + ", ".join(f"{flag} {value}" for flag, value in RECIPES["best"].items())
-        + ". Flags given beside it win (%(default)s)",
+        help="defaults of other flags. dacs: the paper's; best: "
+        + ", ".join(f"{flag} {value}" for flag, value in RECIPES["best"].items())
+        + ". A flag given beside it wins (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
-        "--lambda-mix", type=number(0, 100), default=1.0, metavar="X", help="weight of the mixed pictures' loss (1)"
+        "--lambda-mix", type=number(0, 100), default=1.0, metavar="X", help="weight of the loss on mixed pictures (1)"
     )
     dacs.add_argument(
         "--lambda-mask", type=number(0, 100), default=0.0, metavar="X",
-        help="weight of the loss on target pictures of which blocks are hidden, MIC's: 1 (0)",
+        help="weight of the loss on target pictures with hidden blocks; MIC's is 1 (0)",
     )  # fmt: skip
     dacs.add_argument(
         "--rare-classes", action=argparse.BooleanOptionalAction, default=False,
-        help="draw source pictures by their classes, rare ones more often; an epoch is as many draws as pictures",
+        help="draw source pictures with rare classes more often; an epoch has as many draws as there are pictures",
     )  # fmt: skip
-    dacs.add_argument(
-        "--beta", type=number(0, 0.499), metavar="B", help="the source in the target's style: FDA's band (off)"
-    )
+    add_style_flag(dacs)
     dacs.add_argument(
         "--confidence", type=number(0, 1), default=SURE, metavar="P",
-        help="a pixel of which the teacher is surer counts as sure; the share of them weighs the target's pixels "
-        "(%(default)s)",
+        help="a pixel is sure when the teacher gives its class a higher probability. The share of sure pixels is the "
+        "weight of all pixels of the target (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
         "--decay", type=number(0, 0.9999), default=DECAY, metavar="D",
-        help="of the teacher's average, over about the last 1 / (1 - D) steps: less for short runs (%(default)s)",
+        help="the teacher averages about the last 1 / (1 - D) steps; take a lower D for short runs (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
-        "--teacher-checkpoint", type=Path, metavar="FILE", help="a network, adapted before, that labels the target"
+        "--teacher-checkpoint", type=Path, metavar="FILE", help="an earlier network that labels the target"
     )
     dacs.add_argument(
         "--teacher", choices=("frozen", "moving"),
-        help="frozen: any network, as it is; moving: one of the student's architecture, from which both start, then "
-        "the student's average (moving; with --teacher-checkpoint frozen)",
+        help="what becomes of that network. frozen: it stays as it is, and may be of any architecture; moving: teacher "
+        "and student start from it, and the teacher is the student's average (frozen; moving without a checkpoint)",
     )  # fmt: skip
-    return parse(parser, RECIPES)
+    args = parse(parser, RECIPES)
+    args.teacher = args.teacher or ("moving" if args.teacher_checkpoint is None else "frozen")
+    if args.teacher == "frozen" and args.teacher_checkpoint is None:
+        raise UserError("--teacher frozen: name the network that labels, --teacher-checkpoint FILE")
+    args.teacher_sha256 = args.teacher_checkpoint and sha256(args.teacher_checkpoint)
+    if args.teacher == "moving" and args.teacher_checkpoint is not None and args.init is not None:
+        raise UserError("--teacher moving: the student starts from --teacher-checkpoint; leave --init out")
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    train_source, held_out = source_sets(args)
-    frozen = with_teacher(args, train_source.classes)
-    train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
+    data = both_domains(args)
+    frozen = moving_from = None
+    if args.teacher == "frozen":
+        frozen = network_for(args.teacher_checkpoint, data.source.classes).to(args.device).requires_grad_(False).eval()
+    elif args.teacher_checkpoint is not None:
+        moving_from = args.teacher_checkpoint
+        require_network(moving_from, args.model, args.backbone)
 
-    run = Run(args, train_source, train_target, val)
-    if args.teacher == "moving" and args.teacher_checkpoint is not None:
-        args.init = args.teacher_checkpoint
+    run = Run(args, data.source, data.target, data.val)
+    args.init = moving_from or args.init
     student = segmenter(args, len(run.classes))
     teacher = teacher_of(student)
-    optimizer = sgd(student, args)
+    optimizer = sgd(student, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    counts = class_counts(train_source, args.workers, args.on_bad_sample == "skip") if args.rare_classes else None
-    rare = None if counts is None else RareClasses(counts, train_source.classes)
-    criterion = pixel_loss(args, train_source, counts)
+    counts = class_counts(data.source, args.workers, args.on_bad_sample == "skip") if args.rare_classes else None
+    rare = None if counts is None else RareClasses(counts, data.source.classes)
+    criterion = supervised_loss(args, data.source, counts)
     run.restore(teacher, init=args.init, student=student, optimizer=optimizer, schedule=schedule)
     if run.step == 0:  # --init went to the network that checkpoints keep; both start from it
         student.load_state_dict(teacher.state_dict())
-    source = run.stream(train_source, geometry(args, args.source_size), rare)
-    target = run.stream(train_target, geometry(args, args.size))
+    source = run.stream(data.source, geometry(args, args.source_size), rare)
+    target = run.stream(data.target, geometry(args, args.size))
     appearance, augment = Appearance(args.jitter, args.blur), StrongAugmentation()
     if rare is not None:
-        print(f"source pictures by class, an epoch is as many draws as there are pictures: {rare}")
+        print(f"source pictures by class, an epoch has as many draws as there are pictures: {rare}")
     gradients = run.gradients
 
     for _ in run.epochs():
@@ -129,7 +137,7 @@ def main() -> None:
             if args.beta is not None:
                 images = fda(images, target_images, args.beta)
             with gradients.autocast():
-                loss = segmentation_loss(student(images), labels, args.aux_weight, criterion)
+                loss = criterion(student(images), labels)
             gradients.backward(loss)
 
             with gradients.autocast():
@@ -146,7 +154,7 @@ def main() -> None:
                 weights = mix(mask, torch.ones_like(confidence), sure.expand_as(confidence))
                 shown = [images[0], target_images[0], pseudo_labels[0], mixed[0], mixed_labels[0]]
                 run.show("dacs/source-target-labels-mixed-labels", shown)
-                # The main output alone: the auxiliary losses are the source's, DACS has none.
+                # On the main output alone: DACS has no auxiliary losses, those here are the source's.
                 with gradients.autocast():
                     loss_mix = weighted_by_pixel(main_output(student, mixed), mixed_labels, weights)
                 gradients.backward(args.lambda_mix * loss_mix)
@@ -161,31 +169,18 @@ def main() -> None:
             gradients.update(optimizer, schedule)
             if gradients.last_part:
                 follow(teacher, student, run.step, args.decay)
-        run.evaluate(teacher, target=val, source=held_out, beside={"student": student})
+        run.evaluate(teacher, target=data.val, source=data.held_out, beside={"student": student})
     run.finish()
 
 
-def with_teacher(args: argparse.Namespace, classes: Classes) -> nn.Module | None:
-    """What --teacher and --teacher-checkpoint ask for: a frozen network that labels the target, or None where the
-    student's average does; notes the content of the checkpoint. Raises `UserError` for what cannot be combined."""
-    path = args.teacher_checkpoint
-    args.teacher = args.teacher or ("moving" if path is None else "frozen")
-    args.teacher_sha256 = path and sha256(path)
-    if path is None:
-        if args.teacher == "frozen":
-            raise UserError("--teacher frozen: name the network that labels, --teacher-checkpoint FILE")
-        return None
-    if args.teacher == "frozen":
-        return network_for(path, classes).to(args.device).requires_grad_(False).eval()
-    if args.init is not None:
-        raise UserError("--teacher moving: the student starts from --teacher-checkpoint; leave --init out")
+def require_network(path: Path, model: str, backbone: str) -> None:
+    """Raises `UserError` unless the checkpoint holds that network, from which a moving teacher can start."""
     found = load_checkpoint(path)["network"]
-    if (found.get("name"), found.get("backbone")) != (args.model, args.backbone):
+    if (found.get("name"), found.get("backbone")) != (model, backbone):
         raise UserError(
-            f"--teacher moving: {path} holds {describe(found)}, and an average of {args.model} with {args.backbone} "
-            "cannot start from it; --teacher frozen takes any network"
+            f"--teacher moving: {path} holds {describe(found)}, and an average of {model} with {backbone} cannot start "
+            "from it; --teacher frozen takes any network"
         )
-    return None
 
 
 def brought_to(target: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

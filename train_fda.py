@@ -9,84 +9,74 @@ statistics. Which target picture styles which source picture is random at every 
     python train_fda.py --demo                                               street scenes, minutes on a CPU
 
 The loss is the cross-entropy on the translated source, plus lambda_entropy times the Charbonnier entropy of the
-prediction on the target. Until that term starts (--entropy-from), and always at --lambda-entropy 0, no target picture
-passes through the network, so the statistics of batch normalisation stay the translated source's.
+prediction on the target. The entropy term starts late (--entropy-from). Before that, and always at --lambda-entropy 0,
+no target picture passes through the network: batch normalisation then has the statistics of the translated source.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+from functools import partial
 
 from adaptation.entropy import charbonnier_entropy_loss
-from adaptation.fda import fda
-from adaptation.lab import match_lab
-from adaptation.losses import segmentation_loss
-from datasets import SegmentationSet
+from adaptation.translation import TRANSLATIONS
 from datasets.appearance import Appearance, to_float
-from training.building import geometry, pixel_loss, poly, segmenter, sgd, source_sets, target_set
-from training.directory import refuse_used
+from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
+from training.directory import several_runs
 from training.flags import parse, training_parser
 from training.run import Run
 from utils.errors import UserError, run_script
-from utils.flags import number, whole
+from utils.flags import add_choice, number, whole
 
 
 def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True)
     translation = parser.add_argument_group("translation")
-    translation.add_argument("--translation", choices=("fda", "lab"), default="fda", help="(%(default)s)")
+    add_choice(translation, "--translation", TRANSLATIONS, "fda", "how the source gets the target's style")
     translation.add_argument(
-        "--beta",
-        type=number(0, 0.499),
-        nargs="+",
-        default=[0.01],
-        metavar="B",
-        help="FDA's band: half-width of the swapped square over the shorter side (0.01; the paper's: 0.01 0.05 0.09)",
+        "--beta", type=number(0, 0.499), nargs="+", default=[0.01], metavar="B",
+        help="FDA's band: half the side of the swapped square, as a share of the picture's shorter side. Several bands "
+        "train one network each (0.01; the paper's three: 0.01 0.05 0.09)",
+    )  # fmt: skip
+    translation.add_argument(
+        "--lambda-entropy", type=number(0, 100), default=0.005, metavar="X",
+        help="weight of the entropy loss on the target (0.005)",
+    )  # fmt: skip
+    translation.add_argument(
+        "--eta", type=number(0, 10), default=2.0, metavar="X", help="exponent of the entropy loss (2)"
     )
     translation.add_argument(
-        "--lambda-entropy", type=number(0, 100), default=0.005, metavar="X", help="weight of the entropy (0.005)"
-    )
-    translation.add_argument("--eta", type=number(0, 10), default=2.0, metavar="X", help="exponent of its penalty (2)")
-    translation.add_argument(
-        "--entropy-from", type=whole, metavar="STEP", help="step at which it starts (a third of the run, as published)"
-    )
+        "--entropy-from", type=whole, metavar="STEP",
+        help="step at which the entropy loss starts (after a third of the run, as published)",
+    )  # fmt: skip
     return parse(parser)
 
 
 def main() -> None:
     args = parse_args()
-    train_source, held_out = source_sets(args)
-    train_target, val = target_set(args, "train", labelled=False), target_set(args, "val")
-    bands = args.beta if args.translation == "fda" else [None]
-    places = [args.root] if len(bands) == 1 else [args.root / f"beta-{beta:g}" for beta in bands]
-    if len(set(places)) < len(places):
+    data = both_domains(args)
+    bands = args.beta if "beta" in TRANSLATIONS[args.translation].settings else [None]
+    names = [f"beta-{beta:g}" for beta in bands if beta is not None] or [args.translation]
+    if len(set(names)) < len(names):
         raise UserError(f"--beta {' '.join(f'{beta:g}' for beta in bands)}: two of them are the same band")
-    if not args.resume:
-        refuse_used(places[1:])
-    for beta, place in zip(bands, places, strict=True):
-        band = copy.copy(args)
-        band.beta, band.run_dir = beta, place
-        train(band, train_source, held_out, train_target, val)
+    for beta, run_args in zip(bands, several_runs(args, names), strict=True):
+        run_args.beta = beta
+        train(run_args, data)
 
 
-def train(
-    args: argparse.Namespace,
-    train_source: SegmentationSet,
-    held_out: SegmentationSet | None,
-    train_target: SegmentationSet,
-    val: SegmentationSet,
-) -> None:
+def train(args: argparse.Namespace, data: BothDomains) -> None:
     """One network, on one band."""
-    run = Run(args, train_source, train_target, val)
+    run = Run(args, data.source, data.target, data.val)
     model = segmenter(args, len(run.classes))
-    optimizer = sgd(model, args)
+    optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    criterion = pixel_loss(args, train_source)
+    criterion = supervised_loss(args, data.source)
     run.restore(model, optimizer=optimizer, schedule=schedule)
-    source = run.stream(train_source, geometry(args, args.source_size))
-    target = run.stream(train_target, geometry(args, args.size))
+    source = run.stream(data.source, geometry(args, args.source_size))
+    target = run.stream(data.target, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
+    translation = TRANSLATIONS[args.translation]
+    translate = partial(translation.translate, **{name: vars(args)[name] for name in translation.settings})
     entropy_from = run.total_steps // 3 if args.entropy_from is None else args.entropy_from
     gradients = run.gradients
 
@@ -94,11 +84,11 @@ def train(
         model.train()
         for (images, labels), target_images in run.steps(source, target):
             pictures, style = appearance(images), to_float(target_images)
-            translated = match_lab(pictures, style) if args.beta is None else fda(pictures, style, args.beta)
+            translated = translate(pictures, style)
             run.show("translation/source-target-translated", [pictures[0], style[0], translated[0]])
 
             with gradients.autocast():
-                loss = segmentation_loss(model(translated), labels, args.aux_weight, criterion)
+                loss = criterion(model(translated), labels)
             gradients.backward(loss)
             run.log(loss=loss)
             if args.lambda_entropy > 0 and run.step >= entropy_from:
@@ -107,7 +97,7 @@ def train(
                 gradients.backward(args.lambda_entropy * entropy)
                 run.log(entropy=entropy)
             gradients.update(optimizer, schedule)
-        run.evaluate(model, target=val, source=held_out)
+        run.evaluate(model, target=data.val, source=data.held_out)
     run.finish()
 
 

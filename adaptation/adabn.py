@@ -4,40 +4,13 @@ nothing else changed; or, in a training that sees both domains, the target's alo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datasets import SegmentationSet
 from datasets.appearance import to_float
-from datasets.geometry import Geometry
-from datasets.stream import TrainingStream, batches, training_loader
-from utils.interruption import worker_signals
-
-
-def adapt_to(
-    model: nn.Module,
-    data: SegmentationSet,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    pause: Callable[[], None] = lambda: None,
-) -> int:
-    """`adapt_batch_norm` on one pass over an unlabelled set, less what does not fill a batch (it would count as much
-    as one that does). `pause` is called between two batches. Returns the number of pictures used. Raises ValueError for
-    a set of fewer than two."""
-    batch = min(batch_size, len(data))
-    stream = TrainingStream(data, Geometry(data.size), seed=0, stream=0, draws=len(data) // batch * batch)
-    loader = training_loader(stream, batch, range(len(stream)), workers=workers, pin=False, on_worker=worker_signals)
-
-    def images() -> Iterator[Tensor]:
-        for drawn, _ in batches(loader):
-            pause()
-            yield drawn
-
-    return adapt_batch_norm(model, images(), device)
 
 
 @torch.no_grad()

@@ -5,6 +5,9 @@ AdaptSegNet (Tsai et al., CVPR 2018), ADVENT (Vu et al., CVPR 2019).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +24,19 @@ def softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=1)
 
 
-INPUTS = {"softmax": softmax, "entropy": weighted_self_information}
+@dataclass(frozen=True)
+class Input:
+    """What a discriminator sees of logits [B, C, H, W]; `title` names the method in reports."""
+
+    function: Callable[[Tensor], Tensor]
+    title: str
+    help: str
+
+
+INPUTS = {
+    "softmax": Input(softmax, "adversarial", "the probabilities, as in AdaptSegNet"),
+    "entropy": Input(weighted_self_information, "AdvEnt", "their weighted self-information, as in AdvEnt"),
+}
 
 
 def vanilla(scores: Tensor, domain: float) -> Tensor:
@@ -36,10 +51,20 @@ def least_squares(scores: Tensor, domain: float) -> Tensor:
     return F.mse_loss(scores, torch.full_like(scores, domain))
 
 
-GANS = {"vanilla": vanilla, "least-squares": least_squares}
+@dataclass(frozen=True)
+class Gan:
+    """A loss of score maps against a domain label, and the score that lies between the two domains."""
+
+    loss: Callable[[Tensor, float], Tensor]
+    boundary: float
+    help: str
+
+    def accuracy(self, scores: Tensor, domain: float) -> Tensor:
+        """Share of the score map that names the right domain. 0.5: the discriminator cannot tell them apart."""
+        return ((scores > self.boundary) == (domain == TARGET)).float().mean()
 
 
-def domain_accuracy(scores: Tensor, domain: float, gan: str) -> Tensor:
-    """Share of the score map that names the right domain: 0.5 is a discriminator that cannot tell."""
-    boundary = 0.0 if gan == "vanilla" else 0.5
-    return ((scores > boundary) == (domain == TARGET)).float().mean()
+GANS = {
+    "vanilla": Gan(vanilla, 0.0, "binary cross-entropy"),
+    "least-squares": Gan(least_squares, 0.5, "squared distance to the domain label (LSGAN)"),
+}

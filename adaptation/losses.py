@@ -1,15 +1,15 @@
-"""Losses of the segmentation networks; what `--loss` chooses from.
+"""Losses of the segmentation networks. `LOSSES`, at the end, is what `--loss` chooses from.
 
-A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore, and gives a scalar in
-float32; where no pixel has a label that is 0, with a zero gradient. Of several processes each gives its sum over its
-share of the batch, divided so that the mean over processes is the loss of the whole batch. All but the plain
-cross-entropy answer class imbalance.
+A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore. It gives a scalar in
+float32: 0, with a zero gradient, where no pixel has a label. With several processes each sums over its own share of the
+batch and divides so that the mean over processes is the loss of the whole batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from datasets.labels import IGNORE
 from utils.distributed import mean_over_ranks, ranks
 
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
-LOSSES = ("ce", "ohem", "focal", "weighted")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -107,3 +106,24 @@ def segmentation_loss(
     for extra in auxiliary:
         loss = loss + auxiliary_weight * pixel_loss(extra, labels)
     return loss
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An entry of `LOSSES`: a pixel loss and what `--loss` says of it.
+
+    class_weights: the weights [C] that the function takes as `weight`, from the class frequencies of the training set
+    (pixels, pixels_where_present: int64 [C] each). None for a loss that has no such weights.
+    """
+
+    function: Callable[..., Tensor]
+    help: str
+    class_weights: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+LOSSES = {
+    "ce": Loss(cross_entropy, "cross-entropy"),
+    "ohem": Loss(ohem, "cross-entropy on the hardest pixels only"),
+    "focal": Loss(focal, "cross-entropy that counts easy pixels less"),
+    "weighted": Loss(cross_entropy, "cross-entropy that counts rare classes more", median_frequency_weights),
+}

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .pseudo_labels import confidences
+from .pseudo_labels import class_probabilities, confidences
 
 DECAY = 0.99
 """Of the average, once it has run long enough (DACS): it then stands for the last 100 steps, about 1 / (1 - decay)."""
@@ -44,7 +44,7 @@ def main_output(network: nn.Module, images: Tensor) -> Tensor:
 @torch.no_grad()
 def label(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures [B, 3, H, W] in [0, 1] -> (the network's classes uint8 [B, H, W], their probabilities [B, H, W])."""
-    prediction, confidence = confidences(network(images))
+    prediction, confidence = confidences(class_probabilities(network(images)))
     return prediction.to(torch.uint8), confidence
 
 

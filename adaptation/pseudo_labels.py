@@ -1,40 +1,32 @@
-"""Pseudo-labels by maximum probability threshold: a network's own sure predictions as labels of the target.
+"""Pseudo-labels: a network's own sure predictions as labels of the target. `RULES`, at the end, is what `--rule`
+chooses from.
 
-BDL (Li et al., CVPR 2019) keeps a pixel when its probability is at least the smaller of 0.9 and the
-median probability of its class over the target set; FDA's rounds (CVPR 2020) take the 66th percentile for the median.
+BDL (Li et al., CVPR 2019) keeps a pixel when its probability is at least the smaller of 0.9 and the median probability
+of its class over the target set. FDA's rounds (Yang and Soatto, CVPR 2020) take the 66th percentile for the median.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import ClassVar, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from datasets import SegmentationSet
-from datasets.appearance import to_float
-from datasets.files import stamp
 from datasets.labels import IGNORE
-from datasets.pairs import Sample
-from datasets.stream import batches, evaluation_loader
-from utils.files import write_atomically, write_json
-from utils.interruption import worker_signals
 
 BINS = 10_000
 """Of the histogram of confidences over [0, 1]: a percentile is known to 1e-4."""
 
 
-def confidences(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [B, C, H, W] -> (classes int64 [B, H, W], their probabilities float32 [B, H, W])."""
-    confidence, prediction = logits.permute(0, 2, 3, 1).float().softmax(dim=-1).max(dim=-1)
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Logits [B, C, H, W] -> probabilities float32 of the same shape, channels-last in memory."""
+    return logits.permute(0, 2, 3, 1).float().softmax(dim=-1).permute(0, 3, 1, 2)
+
+
+def confidences(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [B, C, H, W] -> (the most probable classes int64 [B, H, W], their probabilities [B, H, W])."""
+    confidence, prediction = probabilities.permute(0, 2, 3, 1).max(dim=-1)
     return prediction, confidence
 
 
@@ -68,102 +60,50 @@ def pseudo_label(prediction: Tensor, confidence: Tensor, thresholds: Tensor) -> 
     return torch.where(kept, prediction, IGNORE).to(torch.uint8)
 
 
-def pseudo_labelled(
-    model: nn.Module,
-    data: SegmentationSet,
-    folder: Path,
-    made_from: dict[str, Any],
-    percentile: float,
-    at_most: float,
-    device: torch.device,
-    workers: int,
-    pause: Callable[[], None] = lambda: None,
-) -> SegmentationSet:
-    """`data`, an unlabelled split of the target, with the labels that `model` gives it at the working size.
+class Rule(Protocol):
+    """Which pixels of the target get which label. First it sees the whole set (`observe`), then it labels the set
+    (`label`), both times batch by batch in the order of the set; probabilities are float32 [B, C, H, W] in [0, 1].
 
-    The labels are PNGs of train ids below FOLDER/KEY/ in Cityscapes' layout, beside them `summary.json` with every
-    class's threshold and the share of its pixels that was kept. KEY names what they were made from: `made_from` (the
-    network), the settings and the pictures. Labels of the same KEY are used again; others stay where they are. The
-    summary is written last, so that what an interrupted pass left is made again.
-
-    Two passes over the pictures, one for the thresholds and one for the labels; neither holds more than a batch, and
-    `pause` is called between two. Raises `UserError` when a picture cannot be read or a label not be written.
+    `settings` says what the constructor takes beside the number of classes and the device: its name there -> the flag
+    that gives it. `title` names the method in reports, `help` stands in the flag's help.
     """
-    made_from = made_from | {"percentile": percentile, "at_most": at_most, "size": list(data.size)}
-    made_from |= {"pictures": [stamp(sample.image) for sample in data.samples]}
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    home = folder / key
-    samples = [Sample(s.name, s.image, home / label_path(s)) for s in data.samples]
-    labelled = dataclasses.replace(
-        data, name=f"{data.name}, pseudo-labels", samples=samples, encoding="trainIds", same_shape=False
-    )
-    if _complete(home, samples):
-        print(f"pseudo-labels {home}: made earlier from the same network and settings, used again")
-        return labelled
-    model.eval()
-    histogram = ConfidenceHistogram(len(data.classes), device)
-    for prediction, confidence in _predictions(model, data, device, workers, "thresholds", pause):
-        histogram.update(prediction, confidence)
-    thresholds = histogram.thresholds(percentile, at_most)
-    kept = torch.zeros(len(data.classes), dtype=torch.int64, device=device)
-    remaining = iter(samples)
-    for prediction, confidence in _predictions(model, data, device, workers, "pseudo-labels", pause):
-        labels = pseudo_label(prediction, confidence, thresholds)
-        kept += torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[: len(kept)]
-        for label in labels.cpu().numpy():
-            _write_label(next(remaining).label, label)
-    summary = summarise(data.classes.names, thresholds, histogram.counts.sum(dim=1), kept) | {"made_from": made_from}
-    write_json(home / "summary.json", summary)
-    print(f"pseudo-labels {home}: {describe(summary)}")
-    return labelled
+
+    title: ClassVar[str]
+    help: ClassVar[str]
+    settings: ClassVar[dict[str, str]]
+
+    def observe(self, probabilities: Tensor) -> None:
+        """Takes note of one batch of the set."""
+
+    def label(self, probabilities: Tensor) -> Tensor:
+        """-> uint8 [B, H, W]: classes, 255 for a pixel that is left out."""
+
+    @property
+    def thresholds(self) -> Tensor:
+        """float32 [C], for the summary: the probability from which a pixel of each class was labelled."""
 
 
-def _complete(home: Path, samples: list[Sample]) -> bool:
-    """Whether a pass came to its end there, and nothing was taken away since."""
-    return (home / "summary.json").is_file() and all(sample.label.is_file() for sample in samples)
+class BDL:
+    """BDL's rule: a threshold for each class, the smaller of `at_most` and a percentile of the class's probabilities
+    over the set."""
+
+    title = "pseudo-labels"
+    help = "a threshold for each class, the smaller of --confidence and a percentile of its probabilities, as in BDL"
+    settings: ClassVar = {"percentile": "percentile", "at_most": "confidence"}
+
+    def __init__(self, num_classes: int, device: torch.device | str, percentile: float, at_most: float) -> None:
+        self.histogram = ConfidenceHistogram(num_classes, device)
+        self.percentile, self.at_most = percentile, at_most
+
+    def observe(self, probabilities: Tensor) -> None:
+        self.histogram.update(*confidences(probabilities))
+
+    def label(self, probabilities: Tensor) -> Tensor:
+        return pseudo_label(*confidences(probabilities), self.thresholds)
+
+    @cached_property
+    def thresholds(self) -> Tensor:
+        return self.histogram.thresholds(self.percentile, self.at_most)
 
 
-@torch.no_grad()
-def _predictions(
-    model: nn.Module,
-    data: SegmentationSet,
-    device: torch.device,
-    workers: int,
-    title: str,
-    pause: Callable[[], None],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = evaluation_loader(data, workers, worker_signals)
-    for images, _ in tqdm(batches(loader), total=len(loader), desc=title, disable=None, leave=False):
-        pause()
-        yield confidences(model(to_float(images.to(device, non_blocking=True))))
-
-
-def label_path(sample: Sample) -> Path:
-    """gtFine/train/CITY/..., without a city where the pictures have none."""
-    city = sample.image.parent.name
-    return Path("gtFine", "train", "" if city == "train" else city, f"{sample.name}_gtFine_labelTrainIds.png")
-
-
-def _write_label(path: Path, label: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: Image.fromarray(label).save(file, format="PNG"))
-
-
-def summarise(names: Sequence[str], thresholds: Tensor, predicted: Tensor, kept: Tensor) -> dict[str, Any]:
-    """Per class and in all: predicted and kept pixels, the share kept (None where nothing was predicted)."""
-    rows = zip(names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
-    classes = {
-        name: {"threshold": threshold, "predicted_pixels": n, "kept_pixels": k, "kept_share": k / n if n else None}
-        for name, threshold, n, k in rows
-    }
-    return {"kept_share": int(kept.sum()) / max(1, int(predicted.sum())), "classes": classes}
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """Threshold and share kept of each class, in words."""
-    classes = ", ".join(
-        f"{name} {100 * row['kept_share']:.0f}% at {row['threshold']:.2f}"
-        for name, row in summary["classes"].items()
-        if row["predicted_pixels"]
-    )
-    return f"{100 * summary['kept_share']:.0f}% of all pixels kept ({classes})"
+RULES: dict[str, type[Rule]] = {"bdl": BDL}

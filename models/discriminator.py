@@ -37,12 +37,12 @@ class Kind(NamedTuple):
 
     convolution: Callable[[int, int], nn.Module]
     """in_channels, out_channels -> the module that stands in each of the five places."""
-    title: str
+    help: str
 
 
 DISCRIMINATORS: dict[str, Kind] = {
-    "standard": Kind(standard_convolution, "4x4 convolutions, as published"),
-    "depthwise": Kind(depthwise_separable_convolution, "depthwise separable ones, the lightweight discriminator"),
+    "standard": Kind(standard_convolution, "of 4x4 convolutions, as published"),
+    "depthwise": Kind(depthwise_separable_convolution, "of depthwise separable convolutions, lightweight"),
 }
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from adaptation.adabn import adapt_to
 from datasets import SegmentationSet
 from datasets.appearance import to_float
 from datasets.domains import TARGETS, open_target
@@ -20,6 +19,7 @@ from datasets.geometry import resize_image, resize_label
 from datasets.labels import Classes
 from datasets.pictures import WRONG, errors, legend, stacked, under_title
 from models.ensemble import MeanSoftmax
+from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, load_checkpoint
 from training.evaluation import predict
 from utils.errors import UserError

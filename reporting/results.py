@@ -15,6 +15,7 @@ from typing import Any
 from datasets import domains
 from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
+from training.resumption import arguments_of
 from utils.errors import UserError
 
 BESIDE = {
@@ -191,6 +192,7 @@ def read_unfinished(directory: Path) -> Measured | None:
 
 def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measured:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config["arguments"] = arguments_of(config)
     settings = {key: value for key, value in config["arguments"].items() if key not in BESIDE}
     if settings.get("teacher_checkpoint") is not None:
         settings["teacher_checkpoint"] = "a run"  # of its own for each seed, as labellers are

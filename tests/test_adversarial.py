@@ -2,7 +2,6 @@
 
 import copy
 import math
-from argparse import Namespace
 
 import pytest
 import torch
@@ -10,32 +9,23 @@ import torch.nn.functional as F
 from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error
 from torch import nn
 
-from adaptation.adversarial import (
-    SOURCE as SOURCE_LABEL,
-)
-from adaptation.adversarial import (
-    TARGET,
-    domain_accuracy,
-    least_squares,
-    vanilla,
-)
+from adaptation.adversarial import GANS, TARGET, least_squares, vanilla
+from adaptation.adversarial import SOURCE as SOURCE_LABEL
 from adaptation.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
 from adaptation.losses import segmentation_loss
 from models import build_discriminator, build_segmenter
 from models.discriminator import Discriminator
-from train_adversarial import discriminator_gradients, discriminators_for, segmenter_gradients
+from train_adversarial import AdversarialStep
+from training.building import discriminators_for
 from training.gradients import Gradients
-
-
-def options(**changed):
-    plain = {"level": "output", "input": "softmax", "gan": "vanilla", "aux_weight": 1.0, "min_entropy": False,
-             "lambda_entropy": 1e-3, "discriminator": "standard", "device": torch.device("cpu"),
-             "bn_statistics": "both"}  # fmt: skip
-    return Namespace(**(plain | changed))
-
 
 silent = Gradients("fp32", 1, torch.device("cpu"), lambda **_: None)
 """Whose log keeps nothing."""
+
+
+def segmenter_gradients(step, images, labels, target):
+    """(what the discriminators see of the source, of the target)"""
+    return step.source_gradients(images, labels), step.target_gradients(target)
 
 
 @pytest.fixture
@@ -53,16 +43,17 @@ def gradients(module):
 @pytest.mark.parametrize(("level", "seen"), [("output", "softmax"), ("multi", "entropy")])
 def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, level, seen):
     images, labels, target = batch
-    args = options(level=level, input=seen, discriminator=kind)
     model = build_segmenter("bisenet").train()
-    discriminators = discriminators_for(model, args)
+    discriminators = discriminators_for(model, kind, level)
+    step = AdversarialStep(model, discriminators, silent, level=level, input=seen, lambda_adv=(1.0, 1.0))
     assert len(discriminators) == (2 if level == "multi" else 1)
-    segmenter_gradients(model, discriminators, images, labels, target, (1.0, 1.0), args, silent)
+    segmenter_gradients(step, images, labels, target)
     with_adversary = gradients(model)
     assert all(p.grad is None for d in discriminators for p in d.parameters())
     assert all(p.requires_grad for d in discriminators for p in d.parameters())
     model.zero_grad()
-    segmenter_gradients(model, discriminators, images, labels, target, (0.0, 0.0), args, silent)
+    step.lambda_adv = (0.0, 0.0)
+    segmenter_gradients(step, images, labels, target)
     without = gradients(model)
     changed = {name for name in without if not torch.equal(with_adversary[name], without[name])}
     assert {"spatial_path.0.0.weight", "context_path.conv1.weight", "classifier.weight"} <= changed
@@ -73,12 +64,12 @@ def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, 
 @pytest.mark.parametrize("level", ["output", "multi"])
 def test_discriminator_step_leaves_the_segmenter_untouched(batch, level):
     images, labels, target = batch
-    args = options(level=level)
     model = build_segmenter("bisenet").train()
-    discriminators = discriminators_for(model, args)
-    seen = segmenter_gradients(model, discriminators, images, labels, target, (1e-3, 2e-4), args, silent)
+    discriminators = discriminators_for(model, "standard", level)
+    step = AdversarialStep(model, discriminators, silent, level=level)
+    seen = segmenter_gradients(step, images, labels, target)
     before = gradients(model)
-    discriminator_gradients(discriminators, *seen, args, silent)
+    step.discriminator_gradients(*seen)
     after = gradients(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for d in discriminators for p in d.parameters())
@@ -94,11 +85,11 @@ def test_discriminator_step_leaves_the_segmenter_untouched(batch, level):
 
 def test_weight_zero_gives_the_source_only_gradients_exactly(batch):
     images, labels, target = batch
-    args = options()
     torch.manual_seed(0)
     model = build_segmenter("bisenet").train()
     plain = copy.deepcopy(model)
-    segmenter_gradients(model, discriminators_for(model, args), images, labels, target, (0.0, 0.0), args, silent)
+    step = AdversarialStep(model, discriminators_for(model, "standard", "output"), silent, lambda_adv=(0.0,))
+    segmenter_gradients(step, images, labels, target)
     segmentation_loss(plain(images), labels).backward()
     expected, found = gradients(plain), gradients(model)
     assert expected.keys() == found.keys()
@@ -117,11 +108,11 @@ def test_statistics_of_the_target_alone_are_kept_on_request(batch):
     alone(target)
     both(images)
     both(target)
-    discriminators, found = discriminators_for(model, options()), {}
+    discriminators, found = discriminators_for(model, "standard", "output"), {}
     for kept in ("target", "both"):
         stepped = copy.deepcopy(model)
-        args = options(bn_statistics=kept)
-        segmenter_gradients(stepped, discriminators, images, labels, target, (1e-3,), args, silent)
+        step = AdversarialStep(stepped, discriminators, silent, target_statistics=kept == "target")
+        segmenter_gradients(step, images, labels, target)
         found[kept] = statistics(stepped), gradients(stepped)
         assert all(layer.momentum == 0.1 for layer in stepped.modules() if isinstance(layer, nn.BatchNorm2d))
     assert found["target"][0].keys() == statistics(alone).keys()
@@ -145,13 +136,13 @@ def test_labels_point_the_right_way(batch):
     """A perfect discriminator has no loss and is always right, while the adversarial loss it gives is large."""
     images, labels, target = batch
     logged = {}
-    args = options()
     model = build_segmenter("bisenet").train()
-    kept = Gradients("fp32", 1, args.device, lambda **values: logged.update(values))
-    seen = segmenter_gradients(model, [Perfect()], images, labels, target, (1e-3,), args, kept)
+    kept = Gradients("fp32", 1, torch.device("cpu"), lambda **values: logged.update(values))
+    step = AdversarialStep(model, [Perfect()], kept)
+    seen = segmenter_gradients(step, images, labels, target)
     assert logged["adversarial"].item() > 19
     seen = [[view.requires_grad_() for view in part] for part in seen]
-    discriminator_gradients([Perfect()], *seen, args, kept)
+    step.discriminator_gradients(*seen)
     assert float(logged["discriminator_source"]) < 1e-6
     assert float(logged["discriminator_target"]) < 1e-6
     assert float(logged["discriminator_accuracy_source"]) == float(logged["discriminator_accuracy_target"]) == 1
@@ -165,8 +156,8 @@ def test_losses_agree_with_their_closed_forms():
     assert torch.allclose(vanilla(scores, SOURCE_LABEL), -(1 - p).log().mean())
     assert torch.allclose(least_squares(scores, TARGET), ((scores - 1) ** 2).mean())
     assert torch.allclose(least_squares(scores, SOURCE_LABEL), (scores**2).mean())
-    assert float(domain_accuracy(scores, TARGET, "vanilla")) == pytest.approx(float((p > 0.5).double().mean()))
-    assert float(domain_accuracy(scores, SOURCE_LABEL, "least-squares")) == pytest.approx(
+    assert float(GANS["vanilla"].accuracy(scores, TARGET)) == pytest.approx(float((p > 0.5).double().mean()))
+    assert float(GANS["least-squares"].accuracy(scores, SOURCE_LABEL)) == pytest.approx(
         float((scores <= 0.5).double().mean())
     )
 
@@ -200,7 +191,7 @@ def test_min_entropy_is_added_with_its_weight(batch):
     torch.manual_seed(0)
     model = build_segmenter("bisenet").train()
     plain = copy.deepcopy(model)
-    segmenter_gradients(model, [], images, labels, target, (), options(min_entropy=True, lambda_entropy=0.5), silent)
+    segmenter_gradients(AdversarialStep(model, [], silent, lambda_entropy=0.5), images, labels, target)
     segmentation_loss(plain(images), labels).backward()
     (0.5 * min_entropy_loss(plain(target)[0])).backward()
     expected, found = gradients(plain), gradients(model)
@@ -275,14 +266,13 @@ def test_variants_run_and_evaluate(script, game, city, tmp_path, flags):
 
 
 def test_feature_level_sees_the_features(script, game, city, tmp_path):
-    args = options(level="feature")
     model = build_segmenter("bisenet").train()
-    (discriminator,) = discriminators_for(model, args)
+    (discriminator,) = discriminators_for(model, "standard", "feature")
     assert model.training
     assert discriminator[0].in_channels == 256 + 256 + 512
     images, target = torch.rand(2, 3, 256, 256), torch.rand(2, 3, 256, 320)
     labels = torch.zeros(2, 256, 256, dtype=torch.uint8)
-    seen = segmenter_gradients(model, [discriminator], images, labels, target, (1.0,), args, silent)
+    seen = segmenter_gradients(AdversarialStep(model, [discriminator], silent, level="feature"), images, labels, target)
     assert seen[0][0].shape == (2, 1024, 32, 32)
     assert seen[1][0].shape == (2, 1024, 32, 40)
     message = one_line_error(script(*adversarial(game, city, tmp_path / "small", "--level", "feature")))

@@ -90,7 +90,7 @@ def trained(script, data, tmp_path):
     flags = ("--source-holdout", 0.3, "--loss", "weighted", "--run-dir", tmp_path / "run")
     done = script("train_gta5", *data, *QUICK, *flags)
     assert done.status == 0, done.err
-    assert "class weights by median frequency in Rooms: floor " in done.out
+    assert "class weights from Rooms: floor " in done.out
     return tmp_path / "run/checkpoint_last.pt"
 
 

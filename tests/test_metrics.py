@@ -1,6 +1,5 @@
 """Every figure against a count made pixel by pixel in plain Python."""
 
-import argparse
 import json
 import math
 from functools import partial
@@ -207,7 +206,7 @@ def test_every_script_takes_a_loss_and_counts_the_training_labels(script, game, 
     assert done.status == 0, done.err
     weights = median_frequency_weights(pixels, where_present)
     assert f"road {weights[0]:.2f}, sidewalk {weights[1]:.2f}" in done.out
-    assert pixel_loss(argparse.Namespace(loss="ohem"), None) is ohem
+    assert pixel_loss("ohem", None, 0, None) is ohem
     losses = {}
     for loss in ("ce", "focal", "weighted"):  # (no pixel is easy at the first step, so ohem is the cross-entropy there)
         flags = (*common, "--loss", loss)

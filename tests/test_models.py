@@ -253,12 +253,10 @@ def test_deeplabv2_loads_torchvisions_weights_and_freezes_batch_norm(tmp_path):
 
 
 def test_deeplabv2s_classifier_learns_at_ten_times_the_rate():
-    from argparse import Namespace
-
     from training.building import sgd
 
     net = build_segmenter("deeplabv2", multi_level=True)
-    optimizer = sgd(net, Namespace(lr=2.5e-4, weight_decay=5e-4))
+    optimizer = sgd(net, lr=2.5e-4, weight_decay=5e-4)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in net.named_parameters():

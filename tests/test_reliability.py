@@ -410,8 +410,6 @@ def test_a_lock_of_another_host_is_waited_for(tmp_path, monkeypatch, capsys):
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_pictures(script, city, tmp_path, monkeypatch):
-    from train_cityscapes import segmentation_loss
-
     calls = []
 
     class Poison(torch.autograd.Function):
@@ -423,12 +421,12 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_pictures(script, city, 
         def backward(context, gradient):
             return gradient * float("inf")
 
-    def poisoned(*arguments):
+    def poisoned(*arguments, **settings):
         calls.append(1)
-        loss = segmentation_loss(*arguments)
+        loss = segmentation_loss(*arguments, **settings)
         return Poison.apply(loss) if len(calls) == 3 else loss
 
-    monkeypatch.setattr("train_cityscapes.segmentation_loss", poisoned)
+    monkeypatch.setattr("training.building.segmentation_loss", poisoned)
     message = one_line_error(script(*upper(city, tmp_path / "run")))
     assert "gradient is" in message
     assert "at step 3 (epoch 2)" in message

@@ -289,9 +289,10 @@ def test_methods_are_named_as_in_the_literature(runs):
     assert method_name(settings | {"input": "entropy", "lambda_adv": 0.01}) == "AdvEnt, standard + lambda_adv 0.01"
     assert method_name(settings | {"discriminator": "none", "min_entropy": True}) == "MinEnt"
     assert method_name(settings | {"bn_statistics": "target"}) == "adversarial, standard + bn_statistics target"
-    assert method_name(settings | {"script": "train_fda", "beta": 0.05}) == "FDA, beta 0.05"
-    assert method_name(settings | {"script": "train_fda", "beta": None, "jitter": True}) == "LAB + jitter"
-    again = {"script": "train_pseudo_labels", "adapt_bn": True, "percentile": 66.0, "beta": 0.01}
+    assert method_name(settings | {"script": "train_fda", "translation": "fda", "beta": 0.05}) == "FDA, beta 0.05"
+    lab = settings | {"script": "train_fda", "translation": "lab", "beta": None}
+    assert method_name(lab | {"jitter": True}) == "LAB + jitter"
+    again = {"script": "train_pseudo_labels", "rule": "bdl", "adapt_bn": True, "percentile": 66.0, "beta": 0.01}
     assert method_name(settings | again) == "pseudo-labels by AdaBN, percentile 66, FDA beta 0.01"
     dacs = settings | {"script": "train_dacs", "rare_classes": False, "lambda_mask": 0.0, "beta": None}
     dacs |= {"teacher_checkpoint": None, "lambda_mix": 1.0, "decay": 0.99, "confidence": 0.968}

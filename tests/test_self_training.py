@@ -13,12 +13,21 @@ from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, uppe
 from PIL import Image
 from torch import nn
 
-from adaptation.pseudo_labels import ConfidenceHistogram, pseudo_label, pseudo_labelled
+from adaptation.pseudo_labels import RULES, ConfidenceHistogram, pseudo_label
 from datasets import cityscapes
 from datasets.labels import CLASS_NAMES
+from reporting.results import read_run
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from training.labelling import pseudo_labelled
+from training.methods import method_name
 
 CPU = torch.device("cpu")
+
+
+def by_bdl(network, data, folder, made_from, percentile=50.0):
+    """The set with labels by BDL's rule."""
+    settings = {"percentile": percentile, "at_most": 0.9}
+    return pseudo_labelled(network, data, folder, made_from, "bdl", settings, 0, CPU)
 
 
 def exact(confidence, percentile, at_most):
@@ -89,7 +98,7 @@ def test_labels_follow_the_definition_and_are_summed_up(tmp_path, city, percenti
     dull[:16, :, 0] = dull[16:, :, 1] = 8
     Image.fromarray(dull).save(next((city / "leftImg8bit/train").rglob("*.png")))
     data = cityscapes(city, "train", (48, 32), labelled=False)
-    found = pseudo_labelled(Colours(9.0), data, tmp_path / "labels", {"n": 1}, percentile, 0.9, CPU, 0)
+    found = by_bdl(Colours(9.0), data, tmp_path / "labels", {"n": 1}, percentile)
     prediction, confidence, limits = labels_of(data, 9.0, percentile)
     (home,) = (tmp_path / "labels").iterdir()
     summary = json.loads((home / "summary.json").read_text())
@@ -124,7 +133,7 @@ def test_labels_are_reused_only_when_made_from_the_same(tmp_path, city, capsys):
     data = cityscapes(city, "train", (48, 32), labelled=False)
 
     def make(made_from, percentile, source=data):
-        labelled = pseudo_labelled(Colours(), source, tmp_path / "labels", made_from, percentile, 0.9, CPU, 0)
+        labelled = by_bdl(Colours(), source, tmp_path / "labels", made_from, percentile)
         return labelled, "used again" in capsys.readouterr().out
 
     first, reused = make({"n": 1}, 50.0)
@@ -156,7 +165,7 @@ def dies(source, destination):
     done.append(replace(source, destination))
 checkpoint.os.replace = dies
 data = t.cityscapes(sys.argv[1], "train", (48, 32), labelled=False)
-t.pseudo_labelled(t.Colours(), data, Path(sys.argv[2]), {"n": 1}, 50.0, 0.9, t.CPU, 0)
+t.by_bdl(t.Colours(), data, Path(sys.argv[2]), {"n": 1})
 """
 
 
@@ -171,9 +180,9 @@ def test_a_killed_pass_leaves_nothing_that_is_trusted(tmp_path, city, capsys):
     for path in left:
         Image.open(path).load()  # what has a label's name is a whole label
     data = cityscapes(city, "train", (48, 32), labelled=False)
-    again = pseudo_labelled(Colours(), data, tmp_path / "labels", {"n": 1}, 50.0, 0.9, CPU, 0)
+    again = by_bdl(Colours(), data, tmp_path / "labels", {"n": 1})
     assert "used again" not in capsys.readouterr().out
-    fresh = pseudo_labelled(Colours(), data, tmp_path / "fresh", {"n": 1}, 50.0, 0.9, CPU, 0)
+    fresh = by_bdl(Colours(), data, tmp_path / "fresh", {"n": 1})
     assert [torch.equal(again.label(i), fresh.label(i)) for i in range(4)] == [True] * 4
 
 
@@ -186,7 +195,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
         data = cityscapes(root, "train", (256, 128), labelled=False)
         data.samples.extend(data.samples * (count // 4))
         for _ in range(1 if count == 500 else 2):  # the first is the warm-up
-            pseudo_labelled(Colours(), data, tmp_path / f"labels{len(peak)}", {}, 50.0, 0.9, CPU, 0)
+            by_bdl(Colours(), data, tmp_path / f"labels{len(peak)}", {})
             peak.append(resident(0).ru_maxrss)
     assert peak[2] - peak[1] < 30_000
 
@@ -214,6 +223,52 @@ def test_self_training_runs_and_resumes_exactly(script, command, tmp_path, monke
     assert summary["made_from"]["percentile"] == 66
     assert summary["made_from"]["adapt_bn"] == 2
     assert script("eval", tmp_path / "straight/checkpoint_last.pt", "--workers", 0).status == 0
+
+
+def test_a_run_from_before_there_were_rules_goes_on_by_bdls(script, command, tmp_path):
+    run = tmp_path / "mine"
+    assert script(*command(run, "--max-steps", 1)).status == 0
+    (summary,) = (run / "pseudo-labels").rglob("summary.json")
+    made_from = json.loads(summary.read_text())["made_from"]
+    assert made_from.keys() == {"labeller_sha256", "adapt_bn", "percentile", "at_most", "size", "pictures"}
+    config = json.loads((run / "config.json").read_text())
+    assert config["arguments"].pop("rule") == "bdl"
+    (run / "config.json").write_text(json.dumps(config))
+    done = script(*command(run, "--max-steps", 1, "--resume"))
+    assert done.status == 0, done.err
+    assert "used again" in done.out
+    assert read_run(run).settings["rule"] == "bdl"
+
+
+class Surest:
+    """Labels the surest pixel of each picture, once it has seen the set."""
+
+    title, help, settings = "surest pixels", "the surest pixel of each picture", {"number": "percentile"}
+
+    def __init__(self, num_classes, device, number):
+        self.thresholds, self.number, self.seen = torch.zeros(num_classes), number, 0
+
+    def observe(self, probabilities):
+        assert torch.allclose(probabilities.sum(dim=1), torch.ones(()))
+        self.seen += len(probabilities)
+
+    def label(self, probabilities):
+        assert (self.seen, self.number, probabilities.shape[1]) == (4, 7.0, 19)
+        confidence, classes = probabilities.max(dim=1)
+        surest = confidence == confidence.amax(dim=(1, 2), keepdim=True)
+        return torch.where(surest, classes, 255).to(torch.uint8)
+
+
+def test_a_rule_is_a_class_and_a_line(script, command, tmp_path, monkeypatch):
+    monkeypatch.setitem(RULES, "surest", Surest)
+    done = script(*command(tmp_path / "mine", "--max-steps", 1, "--rule", "surest", "--percentile", 7))
+    assert done.status == 0, done.err
+    (summary,) = (tmp_path / "mine/pseudo-labels").rglob("summary.json")
+    made_from = json.loads(summary.read_text())["made_from"]
+    assert (made_from["rule"], made_from["number"], "at_most" in made_from) == ("surest", 7, False)
+    assert json.loads(summary.read_text())["kept_share"] > 0
+    run = read_run(tmp_path / "mine")
+    assert method_name(run.settings).startswith("surest pixels")
 
 
 def test_the_pseudo_labels_are_what_is_trained_on(script, command, tmp_path, monkeypatch):

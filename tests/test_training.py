@@ -76,7 +76,10 @@ def test_init_starts_from_another_runs_network(script, game, city, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(script, city, tmp_path, monkeypatch):
-    monkeypatch.setattr("train_cityscapes.segmentation_loss", lambda outputs, *a: outputs[0].sum() * float("nan"))
+    def no_number(outputs, *_, **__):
+        return outputs[0].sum() * float("nan")
+
+    monkeypatch.setattr("training.building.segmentation_loss", no_number)
     message = one_line_error(script(*upper(city, tmp_path / "run")))
     assert "loss is nan at step 1" in message
 
@@ -167,10 +170,8 @@ def test_max_steps_ends_the_run_and_the_schedule(script, city, tmp_path):
 
 
 def test_poly_schedule_and_weight_decay():
-    from argparse import Namespace
-
     model = models.build_segmenter("bisenet")
-    optimizer = sgd(model, Namespace(weight_decay=1e-4, lr=0.025))
+    optimizer = sgd(model, lr=0.025, weight_decay=1e-4)
     plain = {id(p) for p in optimizer.param_groups[1]["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in plain) == (name.endswith("bias") or "bn" in name or parameter.ndim == 1), name

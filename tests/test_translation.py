@@ -1,5 +1,7 @@
 """FDA against the definition with full complex FFTs in float64; LAB against tabulated colours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from adaptation.fda import fda, half_width
 from adaptation.lab import lab_to_rgb, match_lab, rgb_to_lab
+from adaptation.translation import TRANSLATIONS
 from training.checkpoint import load_checkpoint
 from training.run import Run
 
@@ -170,11 +173,11 @@ def test_one_network_per_band_is_trained_in_turn(script, game, city, tmp_path):
 def test_source_is_translated_and_entropy_starts_when_it_should(script, game, city, tmp_path, monkeypatch):
     seen, starts = [], []
 
-    def recorded(pictures, style, beta):
+    def recorded(pictures, style, *, beta):
         seen.append((pictures.shape, style.shape, beta))
         return fda(pictures, style, beta)
 
-    monkeypatch.setattr("train_fda.fda", recorded)
+    monkeypatch.setitem(TRANSLATIONS, "fda", replace(TRANSLATIONS["fda"], translate=recorded))
     log = Run.log
     monkeypatch.setattr(
         Run, "log", lambda self, **v: (starts.append(self.step) if "entropy" in v else None, log(self, **v))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import PolynomialLR
 
 import models
-from adaptation.losses import PixelLoss, cross_entropy, focal, median_frequency_weights, ohem
+from adaptation.losses import LOSSES, PixelLoss, segmentation_loss
 from datasets import SegmentationSet
 from datasets.check import check
 from datasets.domains import open_source, open_target
@@ -36,6 +38,20 @@ def target_set(args: argparse.Namespace, split: str, labelled: bool = True) -> S
     data = open_target(vars(args), split, labelled, listed=split == "train")
     print(check(data))
     return data
+
+
+class BothDomains(NamedTuple):
+    """What an adaptation reads. target: without labels; held_out: frames kept out of the source, or None."""
+
+    source: SegmentationSet
+    held_out: SegmentationSet | None
+    target: SegmentationSet
+    val: SegmentationSet
+
+
+def both_domains(args: argparse.Namespace) -> BothDomains:
+    """The labelled source, the unlabelled target and the target's val, checked."""
+    return BothDomains(*source_sets(args), target_set(args, "train", labelled=False), target_set(args, "val"))
 
 
 def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:
@@ -71,21 +87,46 @@ def segmenter(args: argparse.Namespace, num_classes: int, multi_level: bool = Fa
     return distributed.synchronised(model.to(args.device), args.device)
 
 
-def pixel_loss(args: argparse.Namespace, data: SegmentationSet, counts: Tensor | None = None) -> PixelLoss:
-    """What --loss names; `weighted` counts the classes of `data`, the labelled training set, where `counts` does not
-    say them (`class_counts`), and prints its weights."""
-    if args.loss != "weighted":
-        return {"ce": cross_entropy, "ohem": ohem, "focal": focal}[args.loss]
-    counts = class_counts(data, args.workers) if counts is None else counts
-    weights = median_frequency_weights(*class_frequencies(counts))
-    shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(data.classes.names, weights.tolist(), strict=True))
-    print(f"class weights by median frequency in {data.name}: {shown}")
-    return functools.partial(cross_entropy, weight=weights.to(args.device))
+def discriminators_for(model: nn.Module, kind: str, level: str) -> list[nn.Module]:
+    """None, one, or for multi-level two of them, on the segmenter's device."""
+    if kind == "none":
+        return []
+    device = next(model.parameters()).device
+    channels = [model.options["num_classes"]] * (2 if level == "multi" else 1)
+    if level == "feature":
+        with torch.no_grad():
+            was = model.training
+            channels = [model.eval().features(torch.zeros(1, 3, 64, 64, device=device))[0].shape[1]]
+            model.train(was)
+    return [models.build_discriminator(kind, number).to(device) for number in channels]
 
 
-def sgd(model: nn.Module, args: argparse.Namespace) -> SGD:
-    """SGD with momentum 0.9; no weight decay on biases and on normalisation layers (all one-dimensional); the parts
-    that the network names in `rate_factors` at a multiple of the rate."""
+def supervised_loss(
+    args: argparse.Namespace, train: SegmentationSet, counts: Tensor | None = None
+) -> Callable[[tuple[Tensor, tuple[Tensor, ...]], Tensor], Tensor]:
+    """`segmentation_loss` with --loss and --aux-weight: (a network's outputs, labels) -> a scalar."""
+    loss = pixel_loss(args.loss, train, args.workers, args.device, counts)
+    return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss)
+
+
+def pixel_loss(
+    name: str, train: SegmentationSet, workers: int, device: torch.device, counts: Tensor | None = None
+) -> PixelLoss:
+    """A loss of `LOSSES`. Where it has class weights, they are printed; they come from the classes of `train`, the
+    labelled training set, or from its `counts` (`class_counts`) where these are known already."""
+    loss = LOSSES[name]
+    if loss.class_weights is None:
+        return loss.function
+    counts = class_counts(train, workers) if counts is None else counts
+    weights = loss.class_weights(*class_frequencies(counts))
+    named = zip(train.classes.names, weights.tolist(), strict=True)
+    print(f"class weights from {train.name}: {', '.join(f'{title} {weight:.2f}' for title, weight in named)}")
+    return partial(loss.function, weight=weights.to(device))
+
+
+def sgd(model: nn.Module, lr: float, weight_decay: float) -> SGD:
+    """SGD with momentum 0.9. Biases and normalisation layers (all one-dimensional) have no weight decay. Parts that the
+    network names in `rate_factors` have a multiple of the rate."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for decayed in (True, False):
         for name, parameter in model.named_parameters():
@@ -94,13 +135,18 @@ def sgd(model: nn.Module, args: argparse.Namespace) -> SGD:
                 groups.setdefault((factor, decayed), []).append(parameter)
     return SGD(
         [
-            {"params": parameters, "lr": args.lr * factor, "weight_decay": args.weight_decay * decayed}
+            {"params": parameters, "lr": lr * factor, "weight_decay": weight_decay * decayed}
             for (factor, decayed), parameters in groups.items()
         ],
-        lr=args.lr,
+        lr=lr,
         momentum=0.9,
         fused=fused(model),
     )
+
+
+def adam(discriminator: nn.Module, lr: float) -> Adam:
+    """AdaptSegNet's for its discriminators."""
+    return Adam(discriminator.parameters(), lr=lr, betas=(0.9, 0.99), fused=fused(discriminator))
 
 
 def fused(model: nn.Module) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,12 @@ def _left_behind(path: Path) -> bool:
     return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
-def refuse_used(directories: Sequence[Path]) -> None:
-    """For scripts of several runs: raises `UserError` before the first when a later one's directory is not empty."""
-    for directory in directories:
-        if used(directory):
-            raise UserError(f"{directory} is not empty; add --resume to continue its run, or name another --run-dir")
+def several_runs(args: argparse.Namespace, names: Sequence[str]) -> list[argparse.Namespace]:
+    """For a script of several runs: the arguments of each. It stands in a folder of its name below --run-dir; one run
+    alone stands at --run-dir itself. Raises `UserError`, before the first run, when a later one's directory is not
+    empty."""
+    places = [args.root] if len(names) == 1 else [args.root / name for name in names]
+    for place in () if args.resume else places[1:]:
+        if used(place):
+            raise UserError(f"{place} is not empty; add --resume to continue its run, or name another --run-dir")
+    return [argparse.Namespace(**vars(args) | {"run_dir": place}) for place in places]

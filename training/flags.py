@@ -17,7 +17,7 @@ from datasets import street_scenes
 from datasets.domains import SOURCES, TARGETS, add_flags, add_roots, roots, sizes, source_of, target_of
 from utils import distributed
 from utils.errors import Parser, UserError
-from utils.flags import add_machine_flags, number, positive, scales, size, whole
+from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, whole
 
 from .gradients import PRECISIONS, default_precision
 
@@ -67,9 +67,17 @@ def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
         "--bn-statistics",
         choices=("both", "target"),
         default="both",
-        help="whose running statistics batch normalisation keeps for evaluation: a mixture of both domains, as "
-        "published; or the target's alone, where the network is used (%(default)s)",
+        help="whose running statistics batch normalisation keeps for evaluation. both: a mixture of the two domains, "
+        "as published; target: the target's alone, where the network is used (%(default)s)",
     )
+
+
+def add_style_flag(group: argparse._ArgumentGroup) -> None:
+    """For methods that may be combined with FDA."""
+    group.add_argument(
+        "--beta", type=number(0, 0.499), metavar="B",
+        help="train on the source in the target's style, by FDA with this band (off)",
+    )  # fmt: skip
 
 
 def default_directory(args: argparse.Namespace) -> Path:
@@ -136,13 +144,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "--aux-weight", type=number(0, 100), metavar="X",
         help=f"weight of the auxiliary losses {by_settings('aux_weight')}",
     )  # fmt: skip
-    training.add_argument(
-        "--loss",
-        choices=LOSSES,
-        default="ce",
-        help="on labelled pixels: ce, cross-entropy; against class imbalance ohem (the hardest pixels), focal, or "
-        "weighted (cross-entropy, classes weighted by their median frequency in the training set) (%(default)s)",
-    )
+    add_choice(training, "--loss", LOSSES, "ce", "loss on labelled pixels")
     training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
     training.add_argument(
         "--precision", choices=PRECISIONS, help="of convolutions in training; evaluation is in fp32 (bf16 on GPUs that "

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptation.adversarial import INPUTS
 from adaptation.mean_teacher import DECAY
 from adaptation.mixing import SURE
+from adaptation.pseudo_labels import RULES
+from adaptation.translation import TRANSLATIONS
 
 PLAIN = {
     "loss": "ce",
@@ -51,7 +54,7 @@ def method_name(settings: dict[str, Any]) -> str:
         "train_cityscapes": lambda s: "upper bound",
         "train_gta5": lambda s: "source only",
         "train_adversarial": _adversarial,
-        "train_fda": lambda s: "LAB" if s["beta"] is None else f"FDA, beta {s['beta']:g}",
+        "train_fda": _translation,
         "train_pseudo_labels": _pseudo_labels,
         "train_dacs": _dacs,
     }.get(settings["script"], lambda s: s["script"])(settings)
@@ -63,12 +66,17 @@ def method_name(settings: dict[str, Any]) -> str:
 def _adversarial(settings: dict[str, Any]) -> str:
     if settings["discriminator"] == "none":
         return "MinEnt" if settings["lambda_entropy"] > 0 else "target forward pass, weight 0"
-    kind = "AdvEnt" if settings["input"] == "entropy" else "adversarial"
+    kind = INPUTS[settings["input"]].title
     return f"{kind}, {settings['discriminator']}" + (" + MinEnt" if settings["min_entropy"] else "")
 
 
+def _translation(settings: dict[str, Any]) -> str:
+    translation = TRANSLATIONS[settings["translation"]]
+    return ", ".join([translation.title, *(f"{name} {settings[name]:g}" for name in translation.settings)])
+
+
 def _pseudo_labels(settings: dict[str, Any]) -> str:
-    words = "pseudo-labels" + (" by AdaBN" if settings["adapt_bn"] else "")
+    words = RULES[settings["rule"]].title + (" by AdaBN" if settings["adapt_bn"] else "")
     words += f", percentile {settings['percentile']:g}" if settings["percentile"] != 50 else ""
     return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
 

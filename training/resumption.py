@@ -35,6 +35,15 @@ FREE = {
 and a labeller's or teacher's content). Where the data lie and which are listed, every domain's flags, are free too."""
 
 
+LATER = {"train_pseudo_labels": {"rule": "bdl"}}
+"""Script -> flags that came after it had written runs -> the value that stands for what those runs did."""
+
+
+def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in a run's config.json, and of `LATER` those that did not exist when it was written."""
+    return LATER.get(config["script"], {}) | config["arguments"]
+
+
 def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: bool) -> tuple[list[str], list[str]]:
     """What differs between the run's `config.json` at `path` and this command's `config`, of what touches the
     mathematics; and what was changed before. Notes what does not touch it.
@@ -43,7 +52,7 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
     """
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        arguments, data = before["arguments"], before["data"]
+        arguments, data = arguments_of(before), before["data"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
     arguments = domains.arguments(source="source_holdout" in arguments) | arguments  # some are newer than the run

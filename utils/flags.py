@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -78,6 +79,16 @@ def cores() -> int:
     """Processor cores that this process may use: its share, where torchrun started several."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def add_choice(
+    group: argparse._ArgumentGroup, flag: str, table: Mapping[str, Any], default: str, what: str, **others: str
+) -> None:
+    """A flag that names an entry of a table. Its help is `what`, then what each entry says of itself in `help`; others:
+    further choices, and what each means."""
+    meanings = {name: entry.help for name, entry in table.items()} | others
+    listed = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
+    group.add_argument(flag, choices=tuple(meanings), default=default, help=f"{what}. {listed} (%(default)s)")
 
 
 def add_machine_flags(group: argparse._ArgumentGroup) -> None:
