@@ -29,9 +29,9 @@ from conftest import SMALL, SOURCE, assert_same_runs, write_cityscapes, write_gt
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def commands(game: Path, city: Path, labeller: Path) -> dict[str, list[str]]:
+def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dict[str, list[str]]:
     """What each script is called with, less --run-dir."""
-    common = [*SMALL, "--workers", 1, "--epochs", 4, "--checkpoint-minutes", 0, "--cityscapes", city]
+    common = [*SMALL, "--model", model, "--workers", 1, "--epochs", 4, "--checkpoint-minutes", 0, "--cityscapes", city]
     both = [*common, *SOURCE, "--gta5", game]
     extensions = ["--rare-classes", "--lambda-mask", 1, "--beta", 0.05]
     return {
@@ -51,7 +51,7 @@ def start(command: Sequence[str], run_dir: Path, *more: str) -> subprocess.Popen
     """The script as a process of its own; its output is kept beside the run directory."""
     with open(run_dir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, *command, "--run-dir", str(run_dir), *more],
+            [sys.executable, "tests/scripts.py", *command, "--run-dir", str(run_dir), *more],
             cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="of each script (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--model", default="bisenet", metavar="NAME", help="tiny: small checkpoints (bisenet)")
     parser.add_argument("--only", nargs="+", metavar="SCRIPT", help="train_gta5 and the like (all)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -103,7 +104,7 @@ def main() -> None:
         game = write_gta5(home / "gta5", count=20)
         city = write_cityscapes(home / "cityscapes", counts=(("train", 10), ("val", 4)))
         labeller = home / "labeller"
-        all_commands = commands(game, city, labeller / "checkpoint_last.pt")
+        all_commands = commands(game, city, labeller / "checkpoint_last.pt", args.model)
         finished([*all_commands["train_cityscapes"], "--max-steps", "1"], labeller)
         for name in args.only or all_commands:
             command = all_commands[name]

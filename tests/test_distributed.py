@@ -30,7 +30,7 @@ def world(tmp_path_factory):
     city = write_cityscapes(home / "cityscapes", counts=(("train", 8), ("val", 11)))
     labeller = home / "labeller"
     small = [*commands(game, city, "")["train_cityscapes"], "--max-steps", "1", "--run-dir", labeller]
-    status, _, err = run([sys.executable, "train_cityscapes.py", *small])
+    status, _, err = run([sys.executable, "tests/scripts.py", "train_cityscapes.py", *small])
     assert status == 0, err
     program = ["tests/processes.py", game, city, labeller / "checkpoint_last.pt"]
     status, _, err = run([sys.executable, *program, home / "one"])
@@ -97,8 +97,9 @@ def test_another_number_of_processes_is_told(world, script):
 
 def test_a_users_mistake_is_said(world):
     home, _, _ = world
-    command = [*TORCHRUN, "train_cityscapes.py", *commands("", home / "cityscapes", "")["train_cityscapes"]]
-    status, _, err = run([*command, "--batch-size", "5", "--run-dir", home / "odd"])
+    command = [*TORCHRUN, "tests/scripts.py", "train_cityscapes.py"]
+    flags = [*commands("", home / "cityscapes", "")["train_cityscapes"], "--batch-size", "5", "--run-dir", home / "odd"]
+    status, _, err = run([*command, *flags])
     assert status != 0
     assert "error: rank 0: --batch-size 5: not divisible by 2 process(es)" in err
     assert not (home / "odd").exists()

@@ -301,7 +301,7 @@ def test_a_lower_confidence_weighs_the_target_more(script, game, city, tmp_path)
 def test_a_decay_of_zero_keeps_the_students_newest_parameters(script, game, city, tmp_path):
     assert script(*dacs(game, city, tmp_path / "run", "--decay", 0)).status == 0
     checkpoint = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
-    parameters = dict(build_segmenter("bisenet").named_parameters())
+    parameters = dict(build_segmenter("tiny").named_parameters())
     assert all(torch.equal(checkpoint["weights"][n], checkpoint["training"]["student"][n]) for n in parameters)
 
 
@@ -360,7 +360,7 @@ def test_a_frozen_network_of_any_architecture_labels_and_the_small_one_is_kept(
     assert len(labelled) == 2
     assert all((found == 3).all() for found, _ in labelled)
     run = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
-    assert run["network"]["name"] == "bisenet"
+    assert run["network"]["name"] == "tiny"
     assert run["history"][-1]["train"]["sure"] == 1
     card = (tmp_path / "run/model_card.md").read_text().splitlines()
     assert [str(heavy) in line for line in card if line.startswith("| target labelled by ")] == [True]
@@ -390,7 +390,7 @@ def test_a_moving_teacher_and_its_student_start_from_the_checkpoint(script, game
     assert "the moving average of the student" in card
     assert script(*dacs(game, city, tmp_path / "init", "--max-steps", 2, "--init", trained)).status == 0
     start = load_checkpoint(trained)["weights"]
-    parameters = dict(build_segmenter("bisenet").named_parameters())
+    parameters = dict(build_segmenter("tiny").named_parameters())
     for begun in (flags, ("--init", trained)):  # a rate of 0 leaves parameters where they started
         run = tmp_path / f"still{begun[-2]}"
         assert script(*dacs(game, city, run, *begun, "--max-steps", 1, "--lr", 0)).status == 0

@@ -75,7 +75,7 @@ def test_mistakes_in_checkpoints_are_one_line(script, city, trained, tmp_path):
     torch.save(torch.zeros(3), bad)
     assert "no checkpoint of this project" in one_line_error(script("eval", bad))
     checkpoint = torch.load(trained, weights_only=True)
-    save_checkpoint(bad, checkpoint | {"network": checkpoint["network"] | {"backbone": "resnet101"}})
+    save_checkpoint(bad, checkpoint | {"network": checkpoint["network"] | {"backbone": "wide"}})
     assert "do not fit" in one_line_error(script("eval", bad))
     save_checkpoint(bad, checkpoint | {"network": checkpoint["network"] | {"name": "unet"}})
     assert "unet" in one_line_error(script("eval", bad))
