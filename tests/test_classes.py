@@ -71,7 +71,8 @@ def write(root, numbers, colours=False):
     return root
 
 
-QUICK = ("--weights", "none", "--batch-size", 2, "--workers", 0, "--device", "cpu", "--lr", 0.01, "--max-steps", 2)
+QUICK = ("--model", "tiny", "--weights", "none", "--batch-size", 2, "--workers", 0, "--device", "cpu", "--lr", 0.01,
+         "--max-steps", 2)  # fmt: skip
 MACHINE = ("--workers", 0, "--device", "cpu")
 
 
@@ -145,8 +146,11 @@ def test_a_run_keeps_its_classes_and_every_script_goes_by_them(script, trained, 
     assert "none of the classes: floor, wall, ceiling lamp" in one_line_error(script(*explain, "car"))
 
 
-def test_a_report_names_and_colours_them(script, trained, city, tmp_path):
-    assert script(*upper(city, tmp_path / "other", "--max-steps", 1)).status == 0
+def test_a_report_names_and_colours_them(script, data, city, tmp_path):
+    model = ("--model", "bisenet")  # whose classes have a table
+    flags = (*model, "--source-holdout", 0.3, "--run-dir", tmp_path / "run")
+    assert script("train_gta5", *data, *QUICK, *flags).status == 0
+    assert script(*upper(city, tmp_path / "other", *model, "--max-steps", 1)).status == 0
     done = script("report", tmp_path / "run", "--out", tmp_path / "report", "--pictures", 1, "--device", "cpu")
     assert done.status == 0, done.err
     page = (tmp_path / "report/report.html").read_text()
