@@ -54,19 +54,22 @@ def parse_args() -> argparse.Namespace:
     add_roots(data, TARGETS, "root of {title}, the target (default: the run's)")
     data.add_argument("--split", default="val", help="split of the target (%(default)s)")
     add_roots(data, SOURCES, "evaluate on a source, {title}: what the run held out of it, or all of it")
-    data.add_argument("--unlabelled", action="store_true", help="only predict; no label is looked for")
+    data.add_argument("--unlabelled", action="store_true", help="only predict; needs no labels")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
     parser.add_argument(
         "--no-mean", action="store_true",
-        help="of several checkpoints report each alone; otherwise also the mean of their softmax, where all were "
-        "trained at one working size",
+        help="report each of several checkpoints alone. Otherwise the mean of their softmax is reported too, if all "
+        "were trained at one working size",
     )  # fmt: skip
     data.add_argument(
         "--adapt-bn", action="store_true",
         help="first re-estimate batch normalisation on the target's train pictures, without labels (AdaBN)",
     )  # fmt: skip
-    output = parser.add_argument_group("output (a folder that holds something already is refused)")
-    output.add_argument("--json", type=Path, metavar="FILE", help="the figures; report.py reads AdaBN's and means")
+    output = parser.add_argument_group("output (folders must be new or empty)")
+    output.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help="write the figures; report.py reads those of AdaBN and of means",
+    )  # fmt: skip
     output.add_argument("--save-predictions", type=Path, metavar="DIR", help="coloured predictions")
     output.add_argument(
         "--save-ids", type=Path, metavar="DIR", help="predictions as Cityscapes ids, for its test server"
@@ -77,9 +80,13 @@ def parse_args() -> argparse.Namespace:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--precision", choices=PRECISIONS, default="fp32",
-        help="of the network; other than fp32, batch normalisation is folded into the convolutions (%(default)s)",
+        help="number format of the network. With another than fp32, batch normalisation is folded into the "
+        "convolutions (%(default)s)",
     )  # fmt: skip
-    machine.add_argument("--compile", action="store_true", help="fold and torch.compile it: for many pictures")
+    machine.add_argument(
+        "--compile", action="store_true",
+        help="fold batch normalisation and use torch.compile; pays for many pictures",
+    )  # fmt: skip
     add_machine_flags(machine)
     return parser.parse_args()
 

@@ -54,17 +54,18 @@ def parse_args() -> argparse.Namespace:
     what.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="input size, pixels (1024x512)")
     what.add_argument("--only", default="", metavar="TEXT", help="networks whose name contains TEXT (all)")
     what.add_argument(
-        "--batch-size", type=positive, default=1, metavar="N", help="pictures, for latency and memory (1)"
+        "--batch-size", type=positive, default=1, metavar="N", help="pictures in a batch, for latency and memory (1)"
     )
     what.add_argument("--runs", type=positive, metavar="N", help="timed runs (GPU: 100, CPU: 10)")
     what.add_argument(
-        "--precision", choices=PRECISIONS, help="of the deployed network, beside plain fp32 (GPU: fp16, CPU: fp32)"
+        "--precision", choices=PRECISIONS,
+        help="number format of the deployed network, which is timed beside plain fp32 (GPU: fp16, CPU: fp32)"
     )
     what.add_argument("--compile", action="store_true", help="torch.compile the deployed network (GPU: CUDA graphs)")
-    what.add_argument("--no-latency", action="store_true", help="count only; nothing is run")
-    output = parser.add_argument_group("output (a file that exists is refused)")
-    output.add_argument("--json", type=Path, metavar="FILE", help="all figures, exactly; report.py reads it")
-    output.add_argument("--markdown", type=Path, metavar="FILE", help="the tables as printed")
+    what.add_argument("--no-latency", action="store_true", help="only count; time nothing")
+    output = parser.add_argument_group("output (files must be new)")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write all figures; report.py reads this file")
+    output.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as they are printed")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
     return parser.parse_args()

@@ -45,12 +45,16 @@ def parse_args() -> argparse.Namespace:
         "runs", type=Path, nargs="+", metavar="RUN", help="run directories, folders of them, JSON files"
     )
     output = parser.add_argument_group("report")
-    output.add_argument("--out", type=Path, metavar="DIR", help="write the report there (only the table is printed)")
     output.add_argument(
-        "--pictures", type=whole, default=4, metavar="N", help="val pictures that every network is shown on (4)"
+        "--out", type=Path, metavar="DIR",
+        help="where to write the report; without it the table is only printed",
+    )  # fmt: skip
+    output.add_argument(
+        "--pictures", type=whole, default=4, metavar="N",
+        help="number of val pictures on which every network is shown (4)"
     )
     output.add_argument(
-        "--device", type=device, default=default_device(), metavar="DEV", help="which predicts them (%(default)s)"
+        "--device", type=device, default=default_device(), metavar="DEV", help="device that predicts them (%(default)s)"
     )
     return parser.parse_args()
 

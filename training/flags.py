@@ -104,22 +104,29 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
             type=number(0, 0.9),
             default=0.0,
             metavar="SHARE",
-            help="share of the source kept out of training and evaluated beside the target (0)",
+            help="share of the source that is not trained on, but evaluated beside the target (0)",
         )
     data.add_argument(
-        "--unlabelled-val", action="store_true", help="the target's val has no labels: only its entropy is logged"
+        "--unlabelled-val", action="store_true",
+        help="evaluate without labels of the target; only its entropy is logged"
     )
     data.add_argument(
-        "--limit", type=positive, metavar="N", help="at most N pictures of every set read, always the same"
+        "--limit", type=positive, metavar="N", help="use at most N pictures of each set, the same in every run"
     )
-    data.add_argument("--demo", action="store_true", help="built-in street scenes and small settings; minutes on a CPU")
+    data.add_argument(
+        "--demo", action="store_true",
+        help="train on built-in street scenes with small settings (minutes on a CPU)",
+    )  # fmt: skip
 
     network = parser.add_argument_group("network")
     add_network_flags(network)
     network.add_argument(
-        "--weights", default="imagenet", metavar="imagenet|none|FILE", help="where the backbone starts (imagenet)"
+        "--weights", default="imagenet", metavar="imagenet|none|FILE", help="the backbone's first weights (imagenet)"
     )
-    network.add_argument("--allow-partial-weights", action="store_true", help="load what fits and say what did not")
+    network.add_argument(
+        "--allow-partial-weights", action="store_true",
+        help="load the weights that fit, and list those that do not",
+    )  # fmt: skip
     network.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from the network of another run")
 
     training = parser.add_argument_group("training")
@@ -131,11 +138,12 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "report did, without augmentation. Flags given beside it win (%(default)s)",
     )
     training.add_argument(
-        "--epochs", type=positive, metavar="N", help="passes over the training set (50, or what --max-steps takes)"
+        "--epochs", type=positive, metavar="N",
+        help="passes over the training set (50; with --max-steps: as many as that takes)"
     )
     training.add_argument(
-        "--max-steps", type=positive, metavar="N", help="end, and the schedule too, after N steps; with --epochs, the "
-        "earlier of the two"
+        "--max-steps", type=positive, metavar="N", help="train N steps and shorten the schedule to them; with "
+        "--epochs, the shorter of the two"
     )  # fmt: skip
     training.add_argument("--batch-size", type=positive, metavar="N", help=by_settings("batch_size"))
     training.add_argument("--lr", type=number(0, 100), metavar="X", help=f"initial rate {by_settings('lr')}")
@@ -145,65 +153,78 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         help=f"weight of the auxiliary losses {by_settings('aux_weight')}",
     )  # fmt: skip
     add_choice(training, "--loss", LOSSES, "ce", "loss on labelled pixels")
-    training.add_argument("--seed", type=whole, default=0, metavar="N", help="(0)")
+    training.add_argument("--seed", type=whole, default=0, metavar="N", help="of all random numbers (0)")
     training.add_argument(
-        "--precision", choices=PRECISIONS, help="of convolutions in training; evaluation is in fp32 (bf16 on GPUs that "
-        "compute it natively, else fp32; fp16, with a scaled loss, for older GPUs)",
+        "--precision", choices=PRECISIONS,
+        help="number format of convolutions in training; evaluation always uses fp32. fp16 "
+        "scales the loss, for older GPUs (bf16 on GPUs that compute it natively, else fp32)",
     )  # fmt: skip
     training.add_argument(
         "--accumulate", type=positive, default=1, metavar="N",
-        help="take each batch in N parts, one after the other, for a small GPU: batch normalisation sees a part (1)",
+        help="compute each batch in N parts, for a small GPU; batch normalisation then sees one part at a time (1)",
     )  # fmt: skip
     training.add_argument(
         "--deterministic", action="store_true",
-        help="on a GPU, sums in a fixed order: the same seed gives the same figures, slower (a CPU always does)",
+        help="make a GPU sum in a fixed order, which is slower: the same seed then gives the same figures, as it "
+        "always "
+        "does on a CPU",
     )  # fmt: skip
     training.add_argument(
-        "--flip", type=number(0, 1), metavar="P", help="horizontal flip (by --settings; report's: 0.15)"
+        "--flip", type=number(0, 1), metavar="P",
+        help="probability of a horizontal flip (by --settings; the report's: 0.15)"
     )
     training.add_argument(
-        "--scales", type=scales, metavar="S,S,...", help="random scales before the crop (by --settings; 1: off)"
+        "--scales", type=scales, metavar="S,S,...",
+        help="random scales before the crop, as in 0.75,1,2; 1 turns them off (by --settings)"
     )
 
     if source:
         looks = parser.add_argument_group("appearance of the source's pictures")
         looks.add_argument(
-            "--jitter", action="store_true", help="brightness, contrast, saturation 0.5, hue 0.05, per picture"
+            "--jitter", action="store_true",
+            help="change brightness, contrast and saturation by up to 0.5 and hue by up to 0.05"
         )
-        looks.add_argument("--blur", action="store_true", help="Gaussian blur, kernel 3, sigma 0.2 to 0.8, per picture")
+        looks.add_argument("--blur", action="store_true", help="Gaussian blur with kernel 3 and sigma 0.2 to 0.8")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="(runs/SCRIPT-NETWORK-seedN-TIME)")
+    run.add_argument(
+        "--run-dir", type=Path, metavar="DIR",
+        help="where the run is kept (runs/SCRIPT-NETWORK-seedN-TIME)",
+    )  # fmt: skip
     run.add_argument(
         "--cache", type=Path, metavar="DIR",
-        help="where each set is kept decoded at the working size, made at its first use (below the data's root, or "
-        "beside the run where that cannot be written to)",
+        help="where decoded pictures are kept; they are decoded at their first use (below the data's root, or beside "
+        "the "
+        "run where the root is read-only)",
     )  # fmt: skip
-    run.add_argument("--no-cache", action="store_true", help="decode every picture anew; the batches are the same")
-    run.add_argument("--resume", action="store_true", help="go on where the run in --run-dir stopped")
+    run.add_argument("--no-cache", action="store_true", help="decode pictures each time; the batches are the same")
+    run.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     run.add_argument(
-        "--eval-every", type=positive, default=1, metavar="N", help="epochs between evaluations and checkpoints (1)"
+        "--eval-every", type=positive, default=1, metavar="N", help="epochs between two evaluations (1)"
     )
     run.add_argument(
         "--checkpoint-minutes", type=number(0, 1e6), default=10.0, metavar="X",
-        help="between checkpoints within an epoch: what a killed run loses at most (10)",
+        help="minutes between two checkpoints: a killed run loses no more (10)",
     )  # fmt: skip
     run.add_argument(
         "--stop-after", type=number(0, 1e6), metavar="MINUTES",
-        help="then write a checkpoint and end with status 75; for queues and notebooks with a limit",
+        help="after so many minutes save a checkpoint and end with status 75; for machines with a time limit",
     )  # fmt: skip
     run.add_argument(
-        "--allow-changes", action="store_true", help="with --resume, go on although arguments or data have changed"
+        "--allow-changes", action="store_true", help="with --resume, accept changed arguments or data"
     )
     run.add_argument(
         "--on-bad-sample", choices=("stop", "skip"), default="stop",
-        help="a training picture that cannot be read: stop, or take the next one and list it (%(default)s)",
+        help="what to do when a training picture cannot be read: stop, or skip it and list it (%(default)s)",
     )  # fmt: skip
     run.add_argument(
         "--max-bad-share", type=number(0, 1), default=0.01, metavar="SHARE",
-        help="with skip: stop when more of a set's pictures cannot be read (0.01)",
+        help="with --on-bad-sample skip, stop when a larger share of a set cannot be read (0.01)",
     )  # fmt: skip
-    run.add_argument("--compile", action="store_true", help="torch.compile: a slow first step, faster ones after it")
+    run.add_argument(
+        "--compile", action="store_true",
+        help="use torch.compile: the first steps are slow, the others faster",
+    )  # fmt: skip
     add_machine_flags(run)
     return parser
 
