@@ -1,4 +1,7 @@
-"""Every layout and encoding is written and read back; every wrong one is refused with its likely cause."""
+"""Every layout and encoding is written and read back; every wrong one is refused with its likely cause.
+
+Long, since it is a list: a layout or a mistake a test.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""The mathematics of train_dacs.py: masks, mixtures, weights, the moving average; and that the script does it."""
+"""The mathematics of train_dacs.py: masks, mixtures, weights, the moving average; and that the script does it.
+
+Long, since the parts are tested alone and then in the script.
+"""
 
 import copy
 import json

@@ -1,4 +1,7 @@
-"""What docs/reliability.md promises: kills, signals, full disks, torn files, two processes, bad files in hour nine."""
+"""What docs/reliability.md promises: kills, signals, full disks, torn files, two processes, bad files in hour nine.
+
+Long, since it is a list: a promise a test, in the order of the document.
+"""
 
 import errno
 import json

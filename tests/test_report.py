@@ -1,4 +1,7 @@
-"""report.py: tables, charts and documents from whatever runs are there, and nothing lost where they are written."""
+"""report.py: tables, charts and documents from whatever runs are there, and nothing lost where they are written.
+
+Long, since all tests read the same few runs.
+"""
 
 import base64
 import csv

@@ -1,4 +1,7 @@
-"""train_pseudo_labels.py: thresholds, what is kept, what is reused, and what an interruption leaves."""
+"""train_pseudo_labels.py: thresholds, what is kept, what is reused, and what an interruption leaves.
+
+Long, since every test needs the same labellers and pictures.
+"""
 
 import json
 import os

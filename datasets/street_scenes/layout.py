@@ -1,4 +1,7 @@
-"""Where things stand: one street, from its lanes to its last pedestrian, drawn up in metres and then painted."""
+"""Where things stand: one street, from its lanes to its last pedestrian, drawn up in metres and then painted.
+
+Long, since it is one list: the kinds of things that a street has, each with the rule of where it stands.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ class Street:
     """The layout of one scene: ground at once, then lots beside the street, then what stands or drives in it.
 
     Things are painted from the far end to the near one. A lot lies further from the street's middle than
-    everything in the street and can never hide it, so all lots come first.
+    everything in the street and can never hide it, so all lots come first. Long, since all kinds of things draw from
+    one random generator and must not stand in one another's way.
     """
 
     def __init__(self, p: Painter, index: int) -> None:

@@ -1,5 +1,7 @@
 """The things a street is made of, each a function that draws one with the painter `p`.
 
+Long, since it is a list: a function a thing, and none needs another.
+
 Lengths in metres. x0 < x1 are the sides, z0 < z1 the near and the far end, x and z alone the middle and the depth.
 """
 
