@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import domains
+from datasets.domains import target_of
 from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
 from training.resumption import arguments_of
@@ -204,9 +204,7 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
             raise ValueError("a logged value is no number")
     for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo"):
         _ = settings[key]
-    unknown = domains.arguments(source="source_holdout" in settings)  # when the run was made, some may have been
-    settings |= {key: value for key, value in unknown.items() if key not in settings}
-    if domains.target_of(settings) is None:
+    if target_of(settings) is None:
         raise ValueError("no target is named")
     _ = config["total_steps"], config["script"], method_name(settings)
     seed = config["arguments"]["seed"]

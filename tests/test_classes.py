@@ -175,6 +175,20 @@ def test_self_training_and_rare_classes_go_by_them(script, trained, data, tmp_pa
     assert classes_of(load_checkpoint(tmp_path / "dacs/checkpoint_last.pt")) == CLASSES
 
 
+def test_a_run_of_before_a_data_set_was_known_is_resumed_and_reported_with_later_ones(
+    script, game, city, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as before:
+        before.delitem(domains.SOURCES, "rooms")
+        before.delitem(domains.TARGETS, "flat")
+        assert script(*source_only(game, city, tmp_path / "run", "--max-steps", 1)).status == 0
+    done = script(*source_only(game, city, tmp_path / "run", "--max-steps", 1, "--resume"))
+    assert done.status == 0, done.err
+    assert script(*source_only(game, city, tmp_path / "later", "--max-steps", 1, "--seed", 1)).status == 0
+    done = script("report", tmp_path / "run", tmp_path / "later")
+    assert "| 2    |" in done.out, done.out + done.err  # two seeds of one experiment
+
+
 def test_a_run_goes_on_where_its_data_were_moved_to(script, data, tmp_path):
     command = ("train_gta5", *QUICK, "--run-dir", tmp_path / "run")
     assert script(*command, *data).status == 0

@@ -40,8 +40,11 @@ LATER = {"train_pseudo_labels": {"rule": "bdl"}}
 
 
 def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in a run's config.json, and of `LATER` those that did not exist when it was written."""
-    return LATER.get(config["script"], {}) | config["arguments"]
+    """The arguments in a run's config.json, and those of `LATER` and of data sets that did not exist when it was
+    written."""
+    arguments = LATER.get(config["script"], {}) | config["arguments"]
+    of_data = domains.arguments(source="source_holdout" in arguments)
+    return arguments | {key: value for key, value in of_data.items() if key not in arguments}
 
 
 def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: bool) -> tuple[list[str], list[str]]:
@@ -55,7 +58,6 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
         arguments, data = arguments_of(before), before["data"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
-    arguments = domains.arguments(source="source_holdout" in arguments) | arguments  # some are newer than the run
     now = config["arguments"]
     free = FREE | {name for name, default in domains.arguments().items() if default is None}  # an encoding is not
     changed = [
