@@ -33,8 +33,8 @@ EARLIER = Path(__file__).with_name("earlier")
 EXPECTED = json.loads((EARLIER / "expected.json").read_text(encoding="utf-8"))
 CHECKPOINTS = EXPECTED["checkpoints"]
 CPU = ("--workers", 0, "--device", "cpu")
-SHARE = 0.01
-"""Of the pixels, that may get another class."""
+SHARE, SHARE_TRAINED = 0.01, 0.1
+"""Of the pixels, that may get another class: from the same weights, and after a step of training."""
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.extractall(folder)
     write_cityscapes(folder / "city")
     write_gta5(folder / "game")
-    save(folder / "street.png", picture(99, (15, 10)).repeat(4, axis=0).repeat(4, axis=1))
+    save(folder / "street.png", picture(99, (12, 8)).repeat(4, axis=0).repeat(4, axis=1))
     return folder
 
 
@@ -59,17 +59,17 @@ def earlier(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return unpacked
 
 
-def assert_same_figures(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def assert_same_figures(found: dict[str, Any], expected: dict[str, Any], share: float = SHARE) -> None:
     """Of one network on one set."""
     exact = expected.keys() - {"accuracy", "mean_class_accuracy", "miou", "entropy", "confusion"}
     assert {name: found[name] for name in exact} == {name: expected[name] for name in exact}
-    assert found["entropy"] == pytest.approx(expected["entropy"], rel=1e-3)
-    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=SHARE)
+    assert found["entropy"] == pytest.approx(expected["entropy"], abs=share / 10)
+    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=share)
     if "confusion" in expected:
         confusion, before = np.array(found["confusion"]), np.array(expected["confusion"])
         assert confusion.sum(axis=1).tolist() == before.sum(axis=1).tolist()
         moved = np.abs(confusion - before).sum() / 2
-        assert moved <= SHARE * before.sum()
+        assert moved <= share * before.sum()
         for name in ("accuracy", "mean_class_accuracy", "miou") if moved == 0 else ():
             assert found[name] == pytest.approx(expected[name]), name
 
@@ -105,7 +105,7 @@ def test_report(script, earlier, tmp_path):
 
 @pytest.mark.parametrize("kind", EXPECTED["resumed"])
 def test_resume(kind, script, earlier, tmp_path):
-    """A run that was stopped within its last epoch ends as it ended then."""
+    """A run that was stopped within an epoch, or before an evaluation, ends as it ended then."""
     shutil.copytree(Path("begun", kind), tmp_path / kind)
     folder = tmp_path / Path(CHECKPOINTS[kind]).parent.relative_to("begun")
     before = (folder / "metrics.jsonl").read_text()
@@ -119,10 +119,11 @@ def test_resume(kind, script, earlier, tmp_path):
     metrics, result = json.loads(after.splitlines()[-1]), json.loads((folder / "result.json").read_text())
     assert metrics.keys() == expected["metrics"].keys()
     assert metrics["rate"] == pytest.approx(expected["metrics"]["rate"])
-    assert metrics["train"] == pytest.approx(expected["metrics"]["train"], rel=1e-3)
+    for name, value in expected["metrics"]["train"].items():  # the norm of gradients is sensitive to rounding
+        assert metrics["train"][name] == pytest.approx(value, rel=0.05 if "gradient" in name else 1e-3), name
     for network in {"source", "student"} & metrics.keys():
-        assert_same_figures(metrics[network], expected["metrics"][network])
+        assert_same_figures(metrics[network], expected["metrics"][network], SHARE_TRAINED)
     oracle = expected["result"]["oracle"]
     assert result["oracle"]["miou"] == pytest.approx(oracle["miou"], abs=SHARE)
     exact = expected["result"].keys() - {"oracle", "source", "commit"}
-    assert_same_figures(result, {name: expected["result"][name] for name in exact})
+    assert_same_figures(result, {name: expected["result"][name] for name in exact}, SHARE_TRAINED)
