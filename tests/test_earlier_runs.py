@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import shlex
 import shutil
 import tarfile
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import picture, save, write_cityscapes, write_gta5
 from PIL import Image
 
@@ -72,6 +74,13 @@ def assert_same_figures(found: dict[str, Any], expected: dict[str, Any], share: 
         assert moved <= share * before.sum()
         for name in ("accuracy", "mean_class_accuracy", "miou") if moved == 0 else ():
             assert found[name] == pytest.approx(expected[name]), name
+
+
+def norm(value: Any) -> float:
+    """The Euclidean norm of all tensors of real numbers below it."""
+    if isinstance(value, torch.Tensor):
+        return value.norm().item() if value.is_floating_point() else 0.0
+    return math.hypot(*(norm(item) for item in value.values())) if isinstance(value, dict) else 0.0
 
 
 @pytest.mark.parametrize("call", EXPECTED["eval"], ids=lambda call: " ".join(call["arguments"][-2:]))
@@ -123,6 +132,9 @@ def test_resume(kind, script, earlier, tmp_path):
         assert metrics["train"][name] == pytest.approx(value, rel=0.05 if "gradient" in name else 1e-3), name
     for network in {"source", "student"} & metrics.keys():
         assert_same_figures(metrics[network], expected["metrics"][network], SHARE_TRAINED)
+    checkpoint = torch.load(folder / "checkpoint_last.pt", weights_only=True, mmap=True)
+    norms = {name: norm(part) for name, part in {"weights": checkpoint["weights"], **checkpoint["training"]}.items()}
+    assert norms == pytest.approx(expected["norms"], rel=0.02)
     oracle = expected["result"]["oracle"]
     assert result["oracle"]["miou"] == pytest.approx(oracle["miou"], abs=SHARE)
     exact = expected["result"].keys() - {"oracle", "source", "commit"}

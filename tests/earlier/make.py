@@ -253,13 +253,23 @@ def evaluated() -> list[dict[str, Any]]:
 
 
 def resumed(kind: str) -> dict[str, Any]:
-    """result.json and the last line of metrics.jsonl of begun/KIND, resumed to its end."""
+    """Of begun/KIND, resumed to its end: result.json, the last line of metrics.jsonl, the norm of what is kept."""
     place = shutil.copytree(Path("begun", kind), Path("resumed", kind))
     status, _ = run(*KINDS[kind].split(), *CPU, "--run-dir", place, "--resume")
     assert status == 0
     folder = folders_of(place)[-1]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return {"result": json.loads((folder / "result.json").read_text()), "metrics": json.loads(lines[-1])}
+    checkpoint = load_checkpoint(folder / "checkpoint_last.pt")
+    norms = {name: norm(part) for name, part in {"weights": checkpoint["weights"], **checkpoint["training"]}.items()}
+    result = json.loads((folder / "result.json").read_text())
+    return {"result": result, "metrics": json.loads(lines[-1]), "norms": norms}
+
+
+def norm(value: Any) -> float:
+    """The Euclidean norm of all tensors of real numbers below it."""
+    if isinstance(value, Tensor):
+        return value.norm().item() if value.is_floating_point() else 0.0
+    return math.hypot(*(norm(item) for item in value.values())) if isinstance(value, dict) else 0.0
 
 
 def pretty(value: Any, indent: str = "") -> str:
