@@ -31,6 +31,8 @@ import torch
 from conftest import picture, save, write_cityscapes, write_gta5
 from PIL import Image
 
+from reporting.documents import Drawn
+
 EARLIER = Path(__file__).with_name("earlier")
 EXPECTED = json.loads((EARLIER / "expected.json").read_text(encoding="utf-8"))
 CHECKPOINTS = EXPECTED["checkpoints"]
@@ -101,8 +103,10 @@ def test_predict(kind, script, earlier, tmp_path):
     assert (found != before).mean() <= SHARE
 
 
-def test_report(script, earlier, tmp_path):
+def test_report(script, earlier, tmp_path, monkeypatch):
     """The printed table to the letter; all documents, with no run left out."""
+    # Charts are made and not saved: their files take seconds, and tests/test_report.py reads them.
+    monkeypatch.setattr("reporting.documents.drawn", lambda name, caption, figure: Drawn(name, caption, b"", b""))
     runs = sorted(Path("runs").iterdir())
     done = script("report", *runs, "--out", tmp_path / "report", "--pictures", 0, "--device", "cpu")
     assert done.status == 0, done.err
