@@ -10,15 +10,14 @@ target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CV
     python train_adversarial.py --gta5 DIR --cityscapes DIR --model deeplabv2 --level multi  multi-level
     python train_adversarial.py --demo                                          street scenes, minutes on a CPU
 
-A forward pass on the target in training mode moves the running statistics of batch normalisation even at
---lambda-adv 0, so such a run is no source-only baseline: it measures that effect alone. --bn-statistics target keeps
-the target's statistics only.
+The target passes through the network in training mode and moves the running statistics of batch normalisation, also at
+--lambda-adv 0. Such a run is no source-only baseline: it measures that effect alone. --bn-statistics target keeps the
+target's statistics only.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from adaptation.adabn import statistics_kept
 from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET
 from adaptation.entropy import min_entropy_loss
-from adaptation.losses import segmentation_loss
+from adaptation.losses import Outputs, SegmentationLoss, segmentation_loss
 from datasets.appearance import Appearance, to_float
 from models import DISCRIMINATORS, SEGMENTERS
 from models.discriminator import MIN_SIDE
@@ -40,9 +39,6 @@ from utils.flags import add_choice, number
 
 ENDINGS = ("", "_auxiliary")
 """Of what is logged: for the discriminator of the main logits, and for that of the auxiliary ones."""
-
-Outputs = tuple[Tensor, tuple[Tensor, ...]]
-"""What a segmenter gives in training: logits [B, C, H, W], and those of its auxiliary heads."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,14 +95,8 @@ def main() -> None:
     discriminators = discriminators_for(model, args.discriminator, args.level)
     optimizers_d = [adam(discriminator, args.lr_d) for discriminator in discriminators]
     schedules_d = [poly(optimizer_d, run.total_steps) for optimizer_d in optimizers_d]
-    run.restore(
-        model,
-        optimizer=optimizer,
-        schedule=schedule,
-        discriminator=discriminators,
-        discriminator_optimizer=optimizers_d,
-        discriminator_schedule=schedules_d,
-    )
+    run.restore(model, optimizer=optimizer, schedule=schedule, discriminator=discriminators,
+                discriminator_optimizer=optimizers_d, discriminator_schedule=schedules_d)  # fmt: skip
     source = run.stream(data.source, geometry(args, args.source_size))
     target = run.stream(data.target, geometry(args, args.size))
     appearance = Appearance(args.jitter, args.blur)
@@ -135,17 +125,14 @@ def main() -> None:
 
 @dataclass
 class AdversarialStep:
-    """One step of AdaptSegNet (the algorithm of its section 4), with what stays the same over a run: each part adds
-    gradients and updates nothing.
-
-    Pictures are float [B, 3, H, W] in [0, 1], each domain at its own size; labels are uint8 [B, H, W].
-    lambda_adv: weight of the main and of the auxiliary discriminator; lambda_entropy: MinEnt's, None without it.
-    """
+    """The three losses of AdaptSegNet (the algorithm of its section 4), with what stays the same over a run. Each part
+    adds gradients and updates nothing. Pictures are float [B, 3, H, W] in [0, 1], each domain at its own size; labels
+    are uint8 [B, H, W]. lambda_adv: of the main and the auxiliary discriminator; lambda_entropy: MinEnt's, if any."""
 
     model: nn.Module
     discriminators: list[nn.Module]
     gradients: Gradients
-    criterion: Callable[[Outputs, Tensor], Tensor] = segmentation_loss
+    criterion: SegmentationLoss = segmentation_loss
     level: str = "output"
     input: str = "softmax"
     gan: str = "vanilla"
@@ -204,8 +191,8 @@ class AdversarialStep:
                     scores = discriminator(view)
                     loss = gan.loss(scores, domain) / 2
                 self.gradients.backward(loss)
-                accuracy = gan.accuracy(scores.detach(), domain)
-                self.gradients.log(**{f"{title}_{name}": loss, f"{title}_accuracy_{name}": accuracy})
+                right = gan.accuracy(scores.detach(), domain)
+                self.gradients.log(**{f"{title}_{name}": loss, f"{title}_accuracy_{name}": right})
 
 
 if __name__ == "__main__":

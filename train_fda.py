@@ -39,15 +39,14 @@ def parse_args() -> argparse.Namespace:
         "train one network each (0.01; the paper's three: 0.01 0.05 0.09)",
     )  # fmt: skip
     translation.add_argument(
-        "--lambda-entropy", type=number(0, 100), default=0.005, metavar="X",
-        help="weight of the entropy loss on the target (0.005)",
-    )  # fmt: skip
+        "--lambda-entropy", type=number(0, 100), default=0.005, metavar="X", help="weight of the entropy loss (0.005)"
+    )
     translation.add_argument(
         "--eta", type=number(0, 10), default=2.0, metavar="X", help="exponent of the entropy loss (2)"
     )
     translation.add_argument(
         "--entropy-from", type=whole, metavar="STEP",
-        help="step at which the entropy loss starts (after a third of the run, as published)",
+        help="step at which the entropy loss on the target starts (after a third of the run, as published)",
     )  # fmt: skip
     return parse(parser)
 

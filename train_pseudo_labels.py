@@ -41,9 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True)
     labels = parser.add_argument_group("self-training")
     labels.add_argument(
-        "--labeller", type=Path, nargs="+", required=True, metavar="CHECKPOINT",
-        help="the network that labels the target; of several, the mean of their softmax",
-    )  # fmt: skip
+        "--labeller", type=Path, nargs="+", required=True, metavar="CHECKPOINT", help="network(s) that label the target"
+    )
     add_choice(labels, "--rule", RULES, "bdl", "which pixels of the target get a label")
     labels.add_argument(
         "--percentile", type=number(0, 100), default=50.0, metavar="P",

@@ -19,6 +19,10 @@ from datasets.labels import IGNORE
 from utils.distributed import mean_over_ranks, ranks
 
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
+Outputs = tuple[Tensor, tuple[Tensor, ...]]
+"""What a segmenter gives in training: logits [B, C, H, W], and those of its auxiliary heads."""
+SegmentationLoss = Callable[[Outputs, Tensor], Tensor]
+"""`segmentation_loss` with its weight and pixel loss bound: (outputs, labels) -> a scalar."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -92,14 +96,14 @@ def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Te
 
 
 def segmentation_loss(
-    outputs: tuple[Tensor, tuple[Tensor, ...]],
+    outputs: Outputs,
     labels: Tensor,
     auxiliary_weight: float = 1.0,
     pixel_loss: PixelLoss = cross_entropy,
 ) -> Tensor:
     """`pixel_loss` on the main logits plus `auxiliary_weight` times that on each auxiliary output.
 
-    BiSeNet, equation 1: L = l_p + alpha * sum_i l_i, with alpha = 1. `outputs` is what a segmenter gives in training.
+    BiSeNet, equation 1: L = l_p + alpha * sum_i l_i, with alpha = 1.
     """
     logits, auxiliary = outputs
     loss = pixel_loss(logits, labels)

@@ -9,7 +9,6 @@ the ratio to source only is taken within a round, and its median over rounds is 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -20,10 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.loading import draw  # noqa: E402
-from benchmarks.training import add_flags, ours  # noqa: E402
-from training.gradients import default_precision  # noqa: E402
+from benchmarks.training import ours, parse_args  # noqa: E402
 from training.provenance import device_name  # noqa: E402
-from utils.errors import Parser, run_script  # noqa: E402
+from utils.errors import run_script  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 BASELINE = "source only"
@@ -37,17 +35,8 @@ METHODS = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser)
-    parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS), help="beside source only (all)")
-    args = parser.parse_args()
-    args.precision = args.precision or default_precision(args.device)
-    return args
-
-
 def main() -> None:
-    args = parse_args()
+    args = parse_args(__doc__, METHODS)  # source only is always timed beside them
     home = draw(args.out, args.scenes)
     names = [name for name in METHODS if name == BASELINE or name in args.only]
     found: dict[str, list[float]] = {name: [] for name in names}

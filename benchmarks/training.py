@@ -17,7 +17,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,10 @@ from utils.tables import markdown  # noqa: E402
 BETA = 0.01
 
 
-def parse_args() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser)
-    parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS), help="(all)")
-    args = parser.parse_args()
-    args.precision = args.precision or default_precision(args.device)
-    return args
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What is timed and how: shared with benchmarks/methods.py."""
+def parse_args(doc: str, methods: Iterable[str]) -> argparse.Namespace:
+    """What is timed and how; of benchmarks/methods.py too."""
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=methods, nargs="+", default=list(methods), help="methods to time (all)")
     parser.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="of both domains (1024x512)")
     parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="(4)")
     parser.add_argument("--scenes", type=positive, default=24, metavar="N", help="of each look (24)")
@@ -67,10 +60,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
     parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-scenes"), metavar="DIR", help="(%(default)s)")
+    args = parser.parse_args()
+    args.precision = args.precision or default_precision(args.device)
+    return args
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_args(__doc__, METHODS)
     home = draw(args.out, args.scenes)
     rows = []
     for name in args.only:
@@ -159,16 +155,20 @@ def waited_for(stream: Iterator[Any], waits: list[float]) -> Iterator[Any]:
 # The plain loops: each step yields the seconds that it waited for data.
 
 
-def plain_source_only(home: Path, args: argparse.Namespace) -> Iterator[float]:
+def plain_supervised(data: Dataset, args: argparse.Namespace) -> Iterator[float]:
     model, optimizer = plain_network(args)
     waits: list[float] = []
-    for images, labels in waited_for(plain_batches(Plain(gta5(home / "source", args.size)), args), waits):
+    for images, labels in waited_for(plain_batches(data, args), waits):
         loss = plain_loss(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()
         yield waits[-1]
+
+
+def plain_source_only(home: Path, args: argparse.Namespace) -> Iterator[float]:
+    return plain_supervised(Plain(gta5(home / "source", args.size)), args)
 
 
 def plain_adversarial(home: Path, args: argparse.Namespace) -> Iterator[float]:
@@ -200,16 +200,8 @@ def plain_adversarial(home: Path, args: argparse.Namespace) -> Iterator[float]:
 
 
 def plain_fda(home: Path, args: argparse.Namespace) -> Iterator[float]:
-    model, optimizer = plain_network(args)
-    waits: list[float] = []
     source, target = gta5(home / "source", args.size), cityscapes(home / "target", "train", args.size)
-    for images, labels in waited_for(plain_batches(PlainFDA(Plain(source), Plain(target)), args), waits):
-        loss = plain_loss(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        yield waits[-1]
+    return plain_supervised(PlainFDA(Plain(source), Plain(target)), args)
 
 
 class PlainFDA(Dataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import PolynomialLR
 
 import models
-from adaptation.losses import LOSSES, PixelLoss, segmentation_loss
+from adaptation.losses import LOSSES, PixelLoss, SegmentationLoss, segmentation_loss
 from datasets import SegmentationSet
 from datasets.check import check
 from datasets.domains import open_source, open_target
@@ -103,8 +102,8 @@ def discriminators_for(model: nn.Module, kind: str, level: str) -> list[nn.Modul
 
 def supervised_loss(
     args: argparse.Namespace, train: SegmentationSet, counts: Tensor | None = None
-) -> Callable[[tuple[Tensor, tuple[Tensor, ...]], Tensor], Tensor]:
-    """`segmentation_loss` with --loss and --aux-weight: (a network's outputs, labels) -> a scalar."""
+) -> SegmentationLoss:
+    """`segmentation_loss` with --loss and --aux-weight. train: the labelled training set; see `pixel_loss`."""
     loss = pixel_loss(args.loss, train, args.workers, args.device, counts)
     return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss)
 
