@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
@@ -29,6 +30,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tes
 # Boards of one second are read in the order of these numbers, as text: the tests' runs are that short.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 CITIES = ("aachen", "bochum")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported: a script collects garbage after a mistake, and would look through all of it
 
 
 def picture(number: int, size=(48, 32)) -> np.ndarray:

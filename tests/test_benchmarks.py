@@ -32,9 +32,16 @@ def test_evaluation_and_inference_print_a_row_a_way(script):
     assert [row[:3] for row in rows(done.out)] == [["64x32", batch, way] for batch in "12" for way in ways]
 
 
-def test_training_times_the_scripts_beside_plain_loops(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "SOURCE_SIZE", (96, 48))  # full size takes long to draw
+@pytest.fixture
+def small_scenes(monkeypatch):
+    """Full size takes long to draw; for small ones, starting processes does."""
+    monkeypatch.setattr(loading, "SOURCE_SIZE", (96, 48))
     monkeypatch.setattr(loading, "TARGET_SIZE", (96, 48))
+    monkeypatch.setattr(loading, "cores", lambda: 1)
+
+
+@pytest.mark.usefixtures("small_scenes")
+def test_training_times_the_scripts_beside_plain_loops(script, tmp_path):
     done = script("benchmarks.training", "--size", "64x32", "--scenes", 2, "--batch-size", 2, "--steps", 1,
                   "--rounds", 1, "--workers", 0, "--device", "cpu", "--out", tmp_path)  # fmt: skip
     assert done.status == 0, done.err
@@ -45,9 +52,8 @@ def test_training_times_the_scripts_beside_plain_loops(script, tmp_path, monkeyp
     assert sorted(path.name for path in (tmp_path / "2").iterdir()) == ["drawn", "source", "target"]
 
 
-def test_methods_are_timed_in_steps_of_source_only(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "SOURCE_SIZE", (96, 48))
-    monkeypatch.setattr(loading, "TARGET_SIZE", (96, 48))
+@pytest.mark.usefixtures("small_scenes")
+def test_methods_are_timed_in_steps_of_source_only(script, tmp_path):
     done = script("benchmarks.methods", "--size", "64x32", "--scenes", 2, "--batch-size", 2, "--steps", 1,
                   "--rounds", 2, "--workers", 0, "--device", "cpu", "--out", tmp_path,
                   "--only", "DACS", "DACS, recipe best")  # fmt: skip
