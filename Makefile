@@ -4,6 +4,8 @@
 #     make style    ruff alone
 #     make quick    style, and the tests that are not marked slow: the loop while you work
 #     make test     style and every test
+#
+# Tests run in as many processes as there are cores, 4 at most: make test TEST_PROCESSES=2 for another number.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
@@ -25,11 +27,15 @@ DEMO := runs/demo
 style: .venv/installed
 	$(BIN)/ruff check .
 
+# Plain pytest where pytest-xdist could not be installed.
+TEST_PROCESSES ?= $(shell $(RUN) -c 'import os; print(min(4, os.cpu_count() or 1))')
+PYTEST = $(RUN) -m pytest $(shell $(RUN) -c 'import xdist' 2> /dev/null && echo --numprocesses $(TEST_PROCESSES) --dist worksteal)
+
 quick: style .venv/installed-dev
-	$(RUN) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: style .venv/installed-dev
-	$(RUN) -m pytest
+	$(PYTEST)
 
 # An interrupted demo goes on where it stopped.
 RUNS := upper-bound source-only adversarial adversarial-depthwise fda dacs

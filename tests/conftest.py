@@ -27,9 +27,15 @@ from utils.interruption import Interruption, Stop
 
 torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tests start
+os.fsync = lambda descriptor: None  # no test pulls the plug; in which order files are synced, one test records
 # Boards of one second are read in the order of these numbers, as text: the tests' runs are that short.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 CITIES = ("aachen", "bochum")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that parallel processes end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish() -> None:

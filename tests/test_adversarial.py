@@ -43,7 +43,7 @@ def gradients(module):
 @pytest.mark.parametrize(("level", "seen"), [("output", "softmax"), ("multi", "entropy")])
 def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, level, seen):
     images, labels, target = batch
-    model = build_segmenter("bisenet").train()
+    model = build_segmenter("tiny").train()
     discriminators = discriminators_for(model, kind, level)
     step = AdversarialStep(model, discriminators, silent, level=level, input=seen, lambda_adv=(1.0, 1.0))
     assert len(discriminators) == (2 if level == "multi" else 1)
@@ -64,7 +64,7 @@ def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, 
 @pytest.mark.parametrize("level", ["output", "multi"])
 def test_discriminator_step_leaves_the_segmenter_untouched(batch, level):
     images, labels, target = batch
-    model = build_segmenter("bisenet").train()
+    model = build_segmenter("tiny").train()
     discriminators = discriminators_for(model, "standard", level)
     step = AdversarialStep(model, discriminators, silent, level=level)
     seen = segmenter_gradients(step, images, labels, target)
@@ -86,7 +86,7 @@ def test_discriminator_step_leaves_the_segmenter_untouched(batch, level):
 def test_weight_zero_gives_the_source_only_gradients_exactly(batch):
     images, labels, target = batch
     torch.manual_seed(0)
-    model = build_segmenter("bisenet").train()
+    model = build_segmenter("tiny").train()
     plain = copy.deepcopy(model)
     step = AdversarialStep(model, discriminators_for(model, "standard", "output"), silent, lambda_adv=(0.0,))
     segmenter_gradients(step, images, labels, target)
@@ -103,7 +103,7 @@ def statistics(module):
 def test_statistics_of_the_target_alone_are_kept_on_request(batch):
     images, labels, target = batch
     torch.manual_seed(0)
-    model = build_segmenter("bisenet").train()
+    model = build_segmenter("tiny").train()
     alone, both = copy.deepcopy(model), copy.deepcopy(model)
     alone(target)
     both(images)
@@ -136,7 +136,7 @@ def test_labels_point_the_right_way(batch):
     """A perfect discriminator has no loss and is always right, while the adversarial loss it gives is large."""
     images, labels, target = batch
     logged = {}
-    model = build_segmenter("bisenet").train()
+    model = build_segmenter("tiny").train()
     kept = Gradients("fp32", 1, torch.device("cpu"), lambda **values: logged.update(values))
     step = AdversarialStep(model, [Perfect()], kept)
     seen = segmenter_gradients(step, images, labels, target)
@@ -189,7 +189,7 @@ def test_entropy_agrees_with_float64_also_at_probabilities_of_0_and_1():
 def test_min_entropy_is_added_with_its_weight(batch):
     images, labels, target = batch
     torch.manual_seed(0)
-    model = build_segmenter("bisenet").train()
+    model = build_segmenter("tiny").train()
     plain = copy.deepcopy(model)
     segmenter_gradients(AdversarialStep(model, [], silent, lambda_entropy=0.5), images, labels, target)
     segmentation_loss(plain(images), labels).backward()
@@ -243,7 +243,7 @@ def adversarial(game, city, run_dir, *more):
 def test_both_networks_optimizers_and_schedules_survive_an_interruption(script, game, city, tmp_path, monkeypatch):
     for label in (city / "gtFine/train").rglob("*.png"):
         label.write_bytes(b"")  # the target's train labels are never opened
-    flags = ("--level", "multi", "--min-entropy", "--jitter")
+    flags = ("--level", "multi", "--discriminator", "depthwise", "--min-entropy", "--jitter")
 
     def command(run_dir, *more):
         return adversarial(game, city, run_dir, *flags, *more)

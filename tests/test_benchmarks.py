@@ -40,6 +40,7 @@ def small_scenes(monkeypatch):
     monkeypatch.setattr(loading, "cores", lambda: 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_scenes")
 def test_training_times_the_scripts_beside_plain_loops(script, tmp_path):
     done = script("benchmarks.training", "--size", "64x32", "--scenes", 2, "--batch-size", 2, "--steps", 1,
@@ -52,6 +53,7 @@ def test_training_times_the_scripts_beside_plain_loops(script, tmp_path):
     assert sorted(path.name for path in (tmp_path / "2").iterdir()) == ["drawn", "source", "target"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_scenes")
 def test_methods_are_timed_in_steps_of_source_only(script, tmp_path):
     done = script("benchmarks.methods", "--size", "64x32", "--scenes", 2, "--batch-size", 2, "--steps", 1,
@@ -90,6 +92,7 @@ def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
     assert "LAB-seed0.json was made at other settings" in one_line_error(script(*command))
 
 
+@pytest.mark.slow
 def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
     command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--seeds", 3,
                "--out", tmp_path / "runs", "--cells", tmp_path / "cells", "--only", "source only + AdaBN")  # fmt: skip
@@ -106,6 +109,7 @@ def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
     assert rows(again.out) == rows(first.out)
 
 
+@pytest.mark.slow
 def test_adaptation_says_which_script_failed(script, city, game, tmp_path):
     command = ("benchmarks.adaptation", "--gta5", tmp_path / "none", "--cityscapes", city, *SMALL, "--seeds", 3,
                "--out", tmp_path / "runs", "--only", "source only")  # fmt: skip

@@ -146,6 +146,7 @@ def test_a_run_keeps_its_classes_and_every_script_goes_by_them(script, trained, 
     assert "none of the classes: floor, wall, ceiling lamp" in one_line_error(script(*explain, "car"))
 
 
+@pytest.mark.slow
 def test_a_report_names_and_colours_them(script, data, city, tmp_path):
     model = ("--model", "bisenet")  # whose classes have a table
     flags = (*model, "--source-holdout", 0.3, "--run-dir", tmp_path / "run")

@@ -45,6 +45,7 @@ def test_auxiliary_heads_exist_in_training_only(script):
     assert [cell.strip() for cell in row.split("|")[2:4]] == ["12,068,672", "12,054,042"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_adaptation_hands_rows_to_the_rows_that_need_them(script, game, city, tmp_path):
     done = script("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, "--size", "48x32", "--batch-size", 2,
@@ -63,6 +64,7 @@ def test_adaptation_hands_rows_to_the_rows_that_need_them(script, game, city, tm
     assert all(mean["miou"] != miou for miou in alone)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game, city, tmp_path):
     def command(*more):

@@ -40,6 +40,7 @@ def world(tmp_path_factory):
     return home, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_first_steps_gradients_are_those_of_one_process_with_the_whole_batch(world, name):
     home, _, _ = world
@@ -56,6 +57,7 @@ def test_the_first_steps_gradients_are_those_of_one_process_with_the_whole_batch
         assert torch.equal(a, b)  # else the ranks' networks would drift apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_evaluation_equals_one_process_exactly(world, name, script, tmp_path):
     home, _, _ = world
@@ -67,6 +69,7 @@ def test_evaluation_equals_one_process_exactly(world, name, script, tmp_path):
         assert result[figure] == one[figure], figure
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes_and_prints(world):
     home, out, _ = world
     for name in SCRIPTS:
@@ -76,6 +79,7 @@ def test_only_the_first_rank_writes_and_prints(world):
         assert len(lines) == len((home / "one" / name / "metrics.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world, name):
     home, out, err = world
@@ -84,6 +88,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world, name)
     assert_same_runs(home / f"two/{name}", home / f"two/{name}-interrupted")
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_told(world, script):
     """On a CPU batch normalisation sees a process's share, so it changes the mathematics."""
     home, _, _ = world
@@ -95,6 +100,7 @@ def test_another_number_of_processes_is_told(world, script):
     assert done.status == 0, done.err
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_said(world):
     home, _, _ = world
     command = [*TORCHRUN, "tests/scripts.py", "train_cityscapes.py"]

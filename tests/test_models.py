@@ -11,7 +11,10 @@ from models.weights import load_state
 
 @pytest.mark.parametrize(
     ("backbone", "training", "inference", "flops"),
-    [("resnet18", 12_068_672, 12_054_042, 25_778_833_618), ("resnet101", 48_752_192, 48_693_786, 91_919_538_898)],
+    [
+        ("resnet18", 12_068_672, 12_054_042, 25_778_833_618),
+        pytest.param("resnet101", 48_752_192, 48_693_786, 91_919_538_898, marks=pytest.mark.slow),
+    ],
 )
 def test_bisenet_has_the_published_counts(backbone, training, inference, flops):
     model = build_segmenter("bisenet", backbone=backbone).eval()
@@ -165,6 +168,7 @@ def test_unknown_names_are_refused():
 # DeepLabV2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multi_level", "parameters"), [(False, 43_901_068), (True, 44_601_560)])
 def test_deeplabv2_has_the_published_counts(multi_level, parameters):
     model = build_segmenter("deeplabv2", multi_level=multi_level).eval()
@@ -229,6 +233,7 @@ def test_deeplabv2_computes_the_published_definition():
             assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 def test_deeplabv2_loads_torchvisions_weights_and_freezes_batch_norm(tmp_path):
     state = torchvision.models.resnet101(weights=None).state_dict()
     torch.save(state, tmp_path / "resnet101.pth")

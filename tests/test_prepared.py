@@ -28,7 +28,7 @@ def place(tmp_path):
     return tmp_path / "place"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_from_arrays_are_those_from_files(game, city, place, monkeypatch, workers):
     geometry = Geometry(SIZE, (0.75, 1.0, 2.0), 0.5)
 
@@ -136,6 +136,7 @@ print(sum(int(data.image(i).sum()) for i in range(len(data))))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_begun_anew_and_two_at_once_agree(city, place):
     def build(how):
         return subprocess.Popen([sys.executable, "-c", BUILD, city, place, how], cwd=ROOT, env=ENVIRONMENT,

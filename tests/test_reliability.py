@@ -69,6 +69,7 @@ def test_deterministic_is_asked_of_torch_and_changes_nothing_on_a_cpu(script, ci
     assert same(asked["weights"], plain["weights"])
 
 
+@pytest.mark.slow
 def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
     """The list of `torch.use_deterministic_algorithms`, as far as a network might touch it; bilinear interpolation is
     on it, and torch itself computes it otherwise then."""
@@ -99,6 +100,7 @@ def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
     assert seen.count("nll_loss_forward") > 2 * len(criteria)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", commands(Path(), Path(), Path()))
 def test_a_killed_deterministic_run_on_a_gpu_ends_as_one_that_was_not(tmp_path, name):
@@ -112,6 +114,7 @@ def test_a_killed_deterministic_run_on_a_gpu_ends_as_one_that_was_not(tmp_path, 
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):
     """With every extension, and a frozen network that labels."""
     game = write_gta5(tmp_path / "gta5", count=4)
@@ -124,6 +127,7 @@ def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(world):
     home, command = world
     rng = random.Random(7)
@@ -152,6 +156,7 @@ def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, ci
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world, number, status):
     home, command = world
@@ -296,6 +301,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(script, city, tmp_pat
     assert load_newest(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     path, previous = tmp_path / "x.pt", tmp_path / "y.pt"
     save_checkpoint(path, small_content(1.0))
@@ -364,6 +370,7 @@ def test_a_disk_that_gives_other_bytes_back_is_noticed_before_the_old_one_goes(t
 # Two processes
 
 
+@pytest.mark.slow
 def test_a_second_process_refuses_and_a_stale_lock_is_recognised(script, city, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -480,7 +487,7 @@ def test_a_bad_sample_is_replaced_the_same_way_every_time(game):
             assert torch.equal(item[0], whole[draw][0])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_skipping_lists_what_it_skips_and_ends_when_it_is_too_much(script, game, city, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("training.building.check", lambda data: "")  # as if they were whole at the start
     file = break_one(game)
@@ -594,6 +601,7 @@ def test_long_preparations_and_labelling_heed_a_stop(script, game, city, tmp_pat
     assert script(*source_only(game, city, run_dir, "--cache", tmp_path / "cache", "--resume")).status == 0
 
 
+@pytest.mark.slow
 def test_only_the_main_process_killed_leaves_no_lock(world):
     """As the kernel does when memory runs out: loader workers live a little longer."""
     home, command = world

@@ -172,6 +172,7 @@ t.by_bdl(t.Colours(), data, Path(sys.argv[2]), {"n": 1})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_pass_leaves_nothing_that_is_trusted(tmp_path, city, capsys):
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -189,6 +190,7 @@ def test_a_killed_pass_leaves_nothing_that_is_trusted(tmp_path, city, capsys):
     assert [torch.equal(again.label(i), fresh.label(i)) for i in range(4)] == [True] * 4
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     """Probabilities of 450 more pictures would take 1.3 GB, their classes and confidences 80 MB."""
     resident = pytest.importorskip("resource").getrusage  # the peak of this process, in KiB on Linux

@@ -121,6 +121,7 @@ def test_cityscapes_on_disk(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in images}) == 3  # train and val share no scene
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     write_gta5(tmp_path / "one", 3, SMALL, workers=1)
     write_gta5(tmp_path / "two", 3, SMALL, workers=2)

@@ -124,6 +124,7 @@ def test_jitter_and_blur_have_the_reports_constants_and_differ_between_pictures(
     assert not torch.equal(looks[0], looks[1])
 
 
+@pytest.mark.slow
 def test_demo_writes_its_scenes_and_runs(script, tmp_path, monkeypatch):
     small = {"size": (64, 32), "source": 10, "target": 6, "val": 4}
     monkeypatch.setattr("training.flags.DEMO_SCENES", small)
@@ -137,6 +138,7 @@ def test_demo_writes_its_scenes_and_runs(script, tmp_path, monkeypatch):
     assert "--demo" in one_line_error(script("train_cityscapes", *flags, "--run-dir", tmp_path / "never"))
 
 
+@pytest.mark.slow
 def test_deeplabv2_trains_through_the_same_flags(script, city, tmp_path):
     more = ("--model", "deeplabv2", "--max-steps", 1, "--limit", 2, "--size", "33x33")
     assert script(*upper(city, tmp_path / "run", *more)).status == 0
