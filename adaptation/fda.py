@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-EMPTY = 1e-6
-"""Coefficients below this share of the largest possible are rounding: no phase, as that of an exact zero (0)."""
+ROUNDING = 1e-7
+"""Coefficients below this share of the largest possible (the sum of the picture's distances from its mean) are float32's
+rounding and have no phase, like an exact zero, whose phase is 0. Noise alone has coefficients of 1e-3 at 1280x720."""
+FLAT = 1e-9
+"""The same as a share of the picture's sum: what is left of a picture of one colour once its mean is off."""
 
 
 def half_width(height: int, width: int, beta: float) -> int:
@@ -54,11 +57,15 @@ def fda(source: Tensor, target: Tensor, beta: float) -> Tensor:
 
 def _swap(source: Tensor, target: Tensor, b: int) -> Tensor:
     height, width = source.shape[-2:]
-    old, new = _low_frequencies(source, b), _low_frequencies(target, b)
+    mean, goal = source.mean((-2, -1), keepdim=True), target.mean((-2, -1), keepdim=True)
+    centred = source - mean  # frequency (0, 0) by itself: it would cost all others their last digits
+    old, new = _low_frequencies(centred, b), _low_frequencies(target - goal, b)
+    distances = torch.linalg.vector_norm(centred, 1, dim=(-2, -1), keepdim=True)
+    rounding = ROUNDING * distances + FLAT * mean.abs() * (height * width)
     amplitude = old.abs()
-    largest = amplitude[..., b : b + 1, :1]  # the sum of the picture, at frequency (0, 0)
-    phase = torch.where(amplitude > EMPTY * largest, old / amplitude.clamp(min=1e-30), torch.ones_like(old))
+    phase = torch.where(amplitude > rounding, old / amplitude.clamp(min=1e-30), torch.ones_like(old))
     change = (new.abs() * phase - old) / (height * width)
+    change[..., b : b + 1, :1] = goal.abs() * torch.where(mean < 0, -1.0, 1.0) - mean
     change[..., 1:] *= 2  # columns 1 ... b stand for -b ... -1 too: the spectrum of a real picture is symmetric
     rows = _waves(height, -b, b, source.device).mT @ change  # [B, 3, H, b + 1], complex
     columns = _waves(width, 0, b, source.device)

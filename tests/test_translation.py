@@ -46,6 +46,18 @@ def test_fda_is_the_definition(size, beta):
     assert np.abs(found[0].numpy() - definition(source, target, beta)).max() < 1e-4
 
 
+@pytest.mark.parametrize(("size", "beta"), [((1280, 720), 0.05), ((1280, 720), 0.3), ((1024, 512), 0.3)])
+@pytest.mark.parametrize("seed", [4, 6])
+def test_fda_keeps_the_phase_of_small_coefficients(size, beta, seed):
+    """On large pictures some real coefficients are far below the picture's sum, and are no rounding."""
+    width, height = size
+    rng = np.random.default_rng(seed)
+    smooth = [F.resize(torch.from_numpy(rng.random((3, 5, 7))), [height, width]).numpy() for _ in range(2)]
+    source, target = (0.7 * picture + 0.3 * rng.random((3, height, width)) for picture in smooth)
+    found = fda(torch.from_numpy(source).float()[None], torch.from_numpy(target).float()[None], beta)
+    assert np.abs(found[0].numpy() - definition(source, target, beta)).max() < 1e-4
+
+
 def test_fda_on_white_noise_and_in_batches():
     rng = np.random.default_rng(3)
     source, target = rng.random((3, 3, 60, 81)), rng.random((3, 3, 60, 81))
