@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 ROUNDING = 1e-7
-"""Coefficients below this share of the largest possible (the sum of the picture's distances from its mean) are float32's
-rounding and have no phase, like an exact zero, whose phase is 0. Noise alone has coefficients of 1e-3 at 1280x720."""
+"""Coefficients below this share of the largest possible (the sum of the picture's distances from its mean) are
+float32's rounding. They have no phase, like an exact zero, whose phase is 0. Those of noise are 1e-3 at 1280x720."""
 FLAT = 1e-9
 """The same as a share of the picture's sum: what is left of a picture of one colour once its mean is off."""
 

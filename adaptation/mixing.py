@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
+from datasets.appearance import ColourJitter, GaussianBlur
 from datasets.labels import IGNORE
 from utils.distributed import mean_over_ranks
 
@@ -43,16 +43,17 @@ def pseudo_label_weight(confidence: Tensor, threshold: float = SURE) -> Tensor:
 
 class StrongAugmentation:
     """Colour jitter (brightness, contrast, saturation, hue 0.25, with probability 0.8) and Gaussian blur (sigma 0.15 to
-    1.15, with probability 0.5), each picture on its own; DACS's public code."""
+    1.15, with probability 0.5), each picture by draws of its own; DACS's public code."""
 
     def __init__(self) -> None:
-        self.transform = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(0.25, 0.25, 0.25, 0.25)], p=0.8),
-                v2.RandomApply([v2.GaussianBlur(kernel_size=9, sigma=(0.15, 1.15))], p=0.5),
-            ]
-        )
+        self.jitter, self.blur = ColourJitter(0.25, 0.25, 0.25, 0.25), GaussianBlur(9, (0.15, 1.15))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W], clipped to [0, 1] -> the same shape in [0, 1]."""
-        return torch.stack([self.transform(image) for image in images.clamp(0, 1)])
+        """Float [B, 3, H, W], clipped to [0, 1] -> the same shape in [0, 1]; `images` stay as they are."""
+        drawn = [
+            (self.jitter.draw() if torch.rand(1) < 0.8 else None, self.blur.draw() if torch.rand(1) < 0.5 else None)
+            for _ in images
+        ]
+        pictures = images.contiguous().clamp(0, 1)
+        pictures = self.jitter(pictures, [jitter for jitter, _ in drawn])
+        return self.blur(pictures, [sigma for _, sigma in drawn])
