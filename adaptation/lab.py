@@ -5,6 +5,8 @@ sRGB (IEC 61966-2-1) -> linear RGB -> XYZ -> CIELAB under D65 (2 degree observer
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ DELTA = 6 / 29
 def rgb_to_lab(images: Tensor) -> Tensor:
     """sRGB in [0, 1], [B, 3, H, W] -> L* in [0, 100], a*, b*, of the same shape."""
     linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp(min=0) ** 2.4, images / 12.92)
-    xyz = _mix(linear, torch.tensor(XYZ_FROM_RGB, dtype=torch.float64)) / _column(D65, images)
+    xyz = _mix(linear, torch.tensor(XYZ_FROM_RGB, dtype=torch.float64)) / _column(D65, images.dtype, images.device)
     f = torch.where(xyz > DELTA**3, xyz.clamp(min=DELTA**3) ** (1 / 3), xyz / (3 * DELTA**2) + 4 / 29)
     x, y, z = f.unbind(dim=1)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
@@ -27,7 +29,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     lightness, a, b = lab.unbind(dim=1)
     y = (lightness + 16) / 116
     f = torch.stack((y + a / 500, y, y - b / 200), dim=1)
-    xyz = torch.where(f > DELTA, f**3, 3 * DELTA**2 * (f - 4 / 29)) * _column(D65, lab)
+    xyz = torch.where(f > DELTA, f**3, 3 * DELTA**2 * (f - 4 / 29)) * _column(D65, lab.dtype, lab.device)
     linear = _mix(xyz, torch.linalg.inv(torch.tensor(XYZ_FROM_RGB, dtype=torch.float64)))
     rgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, linear * 12.92)
     return rgb.clamp(0, 1)
@@ -57,5 +59,7 @@ def _mix(images: Tensor, matrix: Tensor) -> Tensor:
     return torch.stack([row[0] * red + row[1] * green + row[2] * blue for row in matrix.tolist()], dim=1)
 
 
-def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+@lru_cache(maxsize=4)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, 3, 1, 1]; made once on each device."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1)

@@ -28,8 +28,9 @@ def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float = DEC
     labels the target, so they become the target's, which is where it is evaluated.
     """
     kept = min(1 - 1 / (step + 1), decay)
-    for mean, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
-        mean.mul_(kept).add_(parameter, alpha=1 - kept)
+    means, parameters = list(teacher.parameters()), list(student.parameters())
+    torch._foreach_mul_(means, kept)
+    torch._foreach_add_(means, parameters, alpha=1 - kept)
 
 
 def main_output(network: nn.Module, images: Tensor) -> Tensor:

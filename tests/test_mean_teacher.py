@@ -141,16 +141,16 @@ def test_the_teacher_labels_with_the_statistics_of_its_batch_and_keeps_the_targe
 
 def test_masked_blocks_are_blocks_and_seven_in_ten_are_hidden():
     torch.manual_seed(6)
-    assert [block_side(*size) for size in ((512, 1024), (256, 512), (176, 240), (1, 1))] == [64, 32, 18, 1]
+    assert [block_side(*size) for size in ((1024, 2048), (512, 1024), (176, 240), (1, 1))] == [64, 32, 9, 1]
     hidden = block_mask(40, 512, 1024)
-    blocks = hidden.view(40, 8, 64, 16, 64)
+    blocks = hidden.view(40, 16, 32, 32, 32)
     assert torch.equal(blocks.amin((2, 4)), blocks.amax((2, 4)))  # each is hidden whole, or not at all
-    assert blocks.amax((2, 4)).float().mean().item() == pytest.approx(0.7, abs=0.02)  # of 5120
+    assert blocks.amax((2, 4)).float().mean().item() == pytest.approx(0.7, abs=0.02)  # of 20480
     assert len({tuple(picture.flatten().tolist()) for picture in blocks.amax((2, 4))}) == 40
     cut = block_mask(2, 103, 135)  # the last blocks are cut at the edge
     side = block_side(103, 135)
     assert cut.shape == (2, 103, 135)
-    for y, x in ((0, 0), (103 // side * side, 135 // side * side)):
+    for y, x in ((0, 0), (102 // side * side, 134 // side * side)):
         assert len(cut[0, y : y + side, x : x + side].unique()) == 1
     torch.manual_seed(7)
     images = torch.rand(3, 3, 100, 130)

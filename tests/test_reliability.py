@@ -416,6 +416,31 @@ def test_a_lock_of_another_host_is_waited_for(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EBADF])
+def test_where_the_file_system_has_no_locks_age_decides(tmp_path, monkeypatch, number):
+    def refuse(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("training.lock.fcntl.flock", refuse)
+    lock = DirectoryLock(tmp_path)  # nobody is there
+    monkeypatch.setattr("training.lock.time.sleep", lambda seconds: os.utime(tmp_path / ".lock"))
+    with pytest.raises(UserError, match=f"process {os.getpid()} on {os.uname().nodename}"):
+        DirectoryLock(tmp_path)  # it touches its lock, so it works
+    lock.release()
+    DirectoryLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_is_held_refuses_at_once(tmp_path, monkeypatch, number):
+    def refuse(file, how):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / ".lock").write_text(json.dumps({"pid": 7, "host": "here"}))
+    monkeypatch.setattr("training.lock.fcntl.flock", refuse)
+    with pytest.raises(UserError, match="process 7 on here"):
+        DirectoryLock(tmp_path)
+
+
 # Numbers
 
 

@@ -92,7 +92,7 @@ class Gradients:
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
     """The norm of all of them together."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def compiled(module: nn.Module) -> None:

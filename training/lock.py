@@ -6,6 +6,7 @@ where a shared file system does not pass locks between hosts, its age tells whet
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -23,6 +24,9 @@ except ImportError:  # Windows: the file's content and age decide alone
 STALE_SECONDS = 300
 """A lock of another host that was not touched for this long is a dead process's; a living one touches it ten times."""
 
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""How flock says that another process has the lock; whatever else it says is about the file system."""
+
 
 class DirectoryLock:
     """Held from its making to `release`. Raises `UserError` naming the process and the host that hold it."""
@@ -32,6 +36,7 @@ class DirectoryLock:
         self._take()
 
     def _take(self) -> None:
+        passed = False  # whether the file system passed us the lock; some know none, and NFS may refuse it
         while True:
             self._file = open(self.path, "a+b")  # noqa: SIM115  (its life is the lock's)
             if hasattr(os, "register_at_fork"):  # loader workers must not hold it when this process is gone
@@ -39,14 +44,16 @@ class DirectoryLock:
             if fcntl is not None:
                 try:
                     fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    self._refuse(self._holder())
+                    passed = True
+                except OSError as error:
+                    if error.errno in HELD:
+                        self._refuse(self._holder())
             if self._is_current():
                 break
             self._file.close()  # its holder took the file away while we opened it
         holder = self._holder()
         if holder:
-            if fcntl is None or holder.get("host") != socket.gethostname():  # else the lock itself tells
+            if not passed or holder.get("host") != socket.gethostname():  # else the lock itself tells
                 self._wait_for_a_sign_of_life(holder)
             print(f"note: {_who(holder)} ended without releasing {self.path.parent}; this run takes over its lock")
         self._file.truncate(0)
