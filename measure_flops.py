@@ -151,6 +151,8 @@ def timings(model: nn.Module, args: argparse.Namespace) -> dict[str, dict[str, f
     memory = {}
     with torch.inference_mode():
         for variant, (network, x) in variants.items():  # this is the warm-up too, on a CPU all of it
+            if args.compile:
+                network(x)  # compiling takes memory of its own
             memory[variant] = peak_memory(network, x)
             for _ in range(10 if half else 0):
                 network(x)

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from .layers import resize
+from .layers import enlarge, resize
 from .segmenter import Outputs, Segmenter, Settings
 from .weights import load_backbone, torchvision_imagenet
 
@@ -135,7 +135,7 @@ class BiSeNet(Segmenter):
 
     def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Outputs:
         fused, refined16, refined32 = features
-        logits = self.classifier(resize(self.fusion(fused), size))
+        logits = self.classifier(enlarge(self.fusion(fused), size))
         if not self.training:
             return logits
-        return logits, (resize(self.auxiliary16(refined16), size), resize(self.auxiliary32(refined32), size))
+        return logits, (enlarge(self.auxiliary16(refined16), size), enlarge(self.auxiliary32(refined32), size))

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import resize
+from .layers import enlarge
 from .segmenter import Outputs, Segmenter, Settings
 from .weights import load_backbone, torchvision_imagenet
 
@@ -100,10 +100,10 @@ class DeepLabV2(Segmenter):
 
     def decode(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> Outputs:
         last, layer3 = features
-        logits = resize(self.classifier(last), size)
+        logits = enlarge(self.classifier(last), size)
         if not self.training:
             return logits
-        return logits, () if self.auxiliary is None else (resize(self.auxiliary(layer3), size),)
+        return logits, () if self.auxiliary is None else (enlarge(self.auxiliary(layer3), size),)
 
 
 def dilated_resnet101() -> nn.Module:

@@ -23,3 +23,9 @@ class Normalise(nn.Module):
 def resize(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """[B, C, h, w] -> [B, C, *size], bilinear, corners not aligned (torch's default)."""
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def enlarge(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """`resize` of what leaves the network, in float32 under autocast too: the gradient of a pixel of [h, w] is a sum
+    over all pixels it was spread to, which a GPU takes in the tensor's own type."""
+    return resize(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, size)

@@ -63,7 +63,8 @@ class Archive:
         try:
             self.model.load_state_dict(checkpoint["weights"])
             for name, part in self.parts.items():
-                if not (changed and isinstance(part, LRScheduler)):
+                anew = isinstance(part, LRScheduler) or (name == "scaler" and name not in checkpoint["training"])
+                if not (changed and anew):  # a run that goes on in fp16 has a scaler that it had not before
                     _load_part(part, checkpoint["training"][name], changed)
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.directory}: its checkpoint does not fit this run ({error})") from None
@@ -119,6 +120,9 @@ def _load_part(part: Any, state: dict[str, Any], changed: bool) -> None:
     """Brings a part's state back. An optimizer keeps the `fused` that fits this device and, with `changed` arguments,
     all settings of its groups."""
     asked = [dict(group) for group in part.param_groups] if isinstance(part, Optimizer) else []
+    if asked:  # torch reads there on which device the count of steps has to be
+        groups = zip(state["param_groups"], asked, strict=True)
+        state = state | {"param_groups": [group | {"fused": own["fused"]} for group, own in groups]}
     part.load_state_dict(state)
     for group, settings in zip(part.param_groups if asked else [], asked, strict=True):
         taken = settings if changed else {"fused": settings["fused"]}

@@ -257,6 +257,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         raise UserError(str(error)) from None
     args.precision = args.precision or default_precision(args.device)
     torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = not args.deterministic  # the fastest convolutions for shapes that do not change
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use, which refuses without
     parts = distributed.ranks() * args.accumulate
