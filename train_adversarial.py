@@ -176,7 +176,7 @@ class AdversarialStep:
                 entropy = min_entropy_loss(outputs[0])
                 loss = loss + self.lambda_entropy * entropy
                 self.gradients.log(min_entropy=entropy)
-        self.gradients.backward(loss)
+        self.gradients.backward(loss, max([*self.lambda_adv, self.lambda_entropy or 0]))
         for discriminator in self.discriminators:
             discriminator.requires_grad_(True)
         return [view.detach() for view in seen]

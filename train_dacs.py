@@ -157,14 +157,14 @@ def main() -> None:
                 # On the main output alone: DACS has no auxiliary losses, those here are the source's.
                 with gradients.autocast():
                     loss_mix = weighted_by_pixel(main_output(student, mixed), mixed_labels, weights)
-                gradients.backward(args.lambda_mix * loss_mix)
+                gradients.backward(args.lambda_mix * loss_mix, args.lambda_mix)
                 run.log(loss_mix=loss_mix)
             if args.lambda_mask > 0:
                 hidden = masked(augment(target_images))
                 run.show("mic/target-masked-labels", [target_images[0], hidden[0], pseudo_labels[0]])
                 with gradients.autocast():
                     loss_mask = sure * cross_entropy(main_output(student, hidden), pseudo_labels)
-                gradients.backward(args.lambda_mask * loss_mask)
+                gradients.backward(args.lambda_mask * loss_mask, args.lambda_mask)
                 run.log(loss_mask=loss_mask)
             gradients.update(optimizer, schedule)
             if gradients.last_part:

@@ -93,7 +93,7 @@ def train(args: argparse.Namespace, data: BothDomains) -> None:
             if args.lambda_entropy > 0 and run.step >= entropy_from:
                 with gradients.autocast():
                     entropy = charbonnier_entropy_loss(model(style)[0], args.eta)
-                gradients.backward(args.lambda_entropy * entropy)
+                gradients.backward(args.lambda_entropy * entropy, args.lambda_entropy)
                 run.log(entropy=entropy)
             gradients.update(optimizer, schedule)
         run.evaluate(model, target=data.val, source=data.held_out)

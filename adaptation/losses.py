@@ -1,8 +1,8 @@
 """Losses of the segmentation networks. `LOSSES`, at the end, is what `--loss` chooses from.
 
 A pixel loss takes logits [B, C, H, W] and labels uint8 or int64 [B, H, W] with 255 = ignore. It gives a scalar in
-float32: 0, with a zero gradient, where no pixel has a label. With several processes each sums over its own share of the
-batch and divides so that the mean over processes is the loss of the whole batch.
+float32: 0, with a zero gradient, where no pixel has a label. Where several processes, or the parts of --accumulate,
+share a batch, each sums over its own and divides so that the mean over them is the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.labels import IGNORE
-from utils.distributed import mean_over_ranks, ranks
+from utils.distributed import mean_over_batch, mean_over_ranks
 
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
 Outputs = tuple[Tensor, tuple[Tensor, ...]]
@@ -29,9 +29,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
     """Mean cross-entropy over the labelled pixels; with class weights [C], their weighted mean (ce, weighted)."""
     total = pixelwise(logits, labels, weight).sum()
     if weight is None:
-        return total / pixels(labels != IGNORE)
-    shares = F.pad(weight, (0, IGNORE + 1 - len(weight)))[labels.long()]
-    return total / mean_over_ranks(shares.sum()).clamp(min=torch.finfo(total.dtype).tiny)
+        return total / labelled_pixels(labels)
+    table = F.pad(weight, (0, IGNORE + 1 - len(weight)))
+    weights = mean_over_batch(lambda part: table[part.long()].sum(), labels)
+    return total / weights.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def pixelwise(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -51,19 +52,26 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def pixels(mask: Tensor) -> Tensor:
-    """What a sum over the set pixels is divided by: their number (at least 1), of several processes its mean."""
-    return mean_over_ranks(torch.count_nonzero(mask).float()).clamp(min=1 / ranks())
+    """How many are set, float32."""
+    return torch.count_nonzero(mask).float()
+
+
+def labelled_pixels(labels: Tensor) -> Tensor:
+    """What a sum over the labelled pixels is divided by: their number. Where processes or parts share a batch, it is
+    the mean over them, so that every pixel of the batch counts alike. Never 0."""
+    return mean_over_batch(lambda part: pixels(part != IGNORE), labels).clamp(min=1e-3)
 
 
 def ohem(logits: Tensor, labels: Tensor, threshold: float = 0.7, at_least: float = 1 / 16) -> Tensor:
     """Online hard example mining (Shrivastava et al., CVPR 2016), by pixels: the mean cross-entropy over the labelled
     pixels whose own class has a probability below `threshold`; where fewer than `at_least` of the batch's pixels are
     so hard, over the hardest that many (both constants as in BiSeNet's public implementations). Each of several
-    processes finds the hardest of its own share."""
+    processes finds the hardest of its own share. So does each part of a batch; it counts by its labelled pixels."""
     losses = pixelwise(logits, labels)
     hardest = losses.detach().flatten().topk(max(1, int(at_least * losses.numel()))).values[-1]
     hard = (labels != IGNORE) & ((losses > -math.log(threshold)) | (losses >= hardest))
-    return (losses * hard).sum() / pixels(hard)
+    share = mean_over_ranks(pixels(labels != IGNORE)) / labelled_pixels(labels)  # of the batch's parts; 1 without parts
+    return share * (losses * hard).sum() / mean_over_ranks(pixels(hard)).clamp(min=1e-3)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
@@ -72,13 +80,13 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     losses = pixelwise(logits, labels)
     # expm1 keeps 1 - p exact where p is nearly 1.
     total = ((-torch.expm1(-losses)).clamp(min=0).pow(gamma) * losses).sum()
-    return total / pixels(labels != IGNORE)
+    return total / labelled_pixels(labels)
 
 
 def weighted_by_pixel(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS)."""
     total = (pixelwise(logits, labels) * weights).sum()
-    return total / pixels(labels != IGNORE)
+    return total / labelled_pixels(labels)
 
 
 def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:

@@ -2,17 +2,25 @@
 
 import json
 from argparse import Namespace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from conftest import assert_resumes_exactly, one_line_error, same, source_only, upper
+from conftest import assert_resumes_exactly, ids, one_line_error, same, save, source_only, upper
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Adam
 
-from adaptation.losses import segmentation_loss
-from models import build_segmenter
+import models
+from adaptation.adversarial import SOURCE, vanilla
+from adaptation.losses import LOSSES, segmentation_loss
+from models import build_discriminator, build_segmenter
+from training.archive import _load_part
 from training.building import fused
 from training.checkpoint import load_checkpoint
-from training.gradients import LEAST_SCALE, Gradients, compiled, default_precision
+from training.gradients import GRAPHS, LEAST_SCALE, Gradients, compiled, default_precision
+from utils.distributed import note_parts
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -62,6 +70,66 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     gradients.last_part = True
     gradients.update(optimizer)
     assert next(model.parameters()).grad is None
+
+
+@pytest.mark.parametrize("name", ["ce", "focal", "weighted"])
+def test_every_pixel_of_a_batch_counts_alike_in_parts(name):
+    """The first part has few labels; the mean of the parts' means would count each of them several times."""
+    torch.manual_seed(1)
+    logits, labels = torch.randn(4, 5, 8, 8), torch.randint(0, 5, (4, 8, 8), dtype=torch.uint8)
+    labels[:2, :, 1:] = 255
+    weight = {"weight": torch.tensor([0.2, 3.0, 1.0, 7.0, 0.5])} if name == "weighted" else {}
+    loss = partial(LOSSES[name].function, **weight)
+    whole = logits.clone().requires_grad_()
+    loss(whole, labels).backward()
+    parts = [logits[:2].clone().requires_grad_(), logits[2:].clone().requires_grad_()]
+    of_parts = [labels[:2], labels[2:]]
+    try:
+        note_parts([of_parts])
+        for part, own in zip(parts, of_parts, strict=True):
+            (loss(part, own) / 2).backward()
+    finally:
+        note_parts([])
+    torch.testing.assert_close(torch.cat([part.grad for part in parts]), whole.grad)
+    assert torch.equal(loss(logits, labels), loss(logits, labels.clone())), "labels of no part are a batch of their own"
+
+
+def test_hard_pixels_of_a_part_count_by_its_labels():
+    torch.manual_seed(2)
+    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8), dtype=torch.uint8)
+    labels[0, 2:] = 255
+    of_parts = [labels[:1], labels[1:]]
+    alone = [LOSSES["ohem"].function(logits[i : i + 1], own) for i, own in enumerate(of_parts)]
+    try:
+        note_parts([of_parts])
+        together = [LOSSES["ohem"].function(logits[i : i + 1], own) for i, own in enumerate(of_parts)]
+    finally:
+        note_parts([])
+    for own, part, pixels in zip(alone, together, (16, 64), strict=True):
+        assert part == pytest.approx(float(own) * pixels / 40, rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [(), ("--loss", "weighted")])
+def test_a_scripts_first_step_in_parts_is_that_of_the_whole_batch(script, game, city, tmp_path, monkeypatch, flags):
+    for number in (2, 4):  # frames with few labels
+        save(game / "labels" / f"{number:05d}.png", np.where(np.arange(48) < 6, ids(number), 0).astype(np.uint8), True)
+    monkeypatch.setattr(_BatchNorm, "train", lambda self, mode=True: nn.Module.train(self, False))
+    found = []
+
+    class Done(Exception):
+        pass
+
+    def update(self, optimizer, *schedules):
+        if self.last_part:
+            found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+            raise Done
+
+    monkeypatch.setattr(Gradients, "update", update)
+    for parts in (1, 2):
+        with pytest.raises(Done):
+            script(*source_only(game, city, tmp_path / str(parts), "--batch-size", 4, "--accumulate", parts, *flags))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_fp16_leaves_out_a_step_that_overflows_and_scales_down():
@@ -151,9 +219,126 @@ def test_a_segmenter_is_compiled_in_both_halves():
     model = build_segmenter("bisenet").eval()
     keys = list(model.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda part: lambda *x: calls.append(part.__name__) or part(*x))
+        patch.setattr(torch, "compile", lambda part, **_: lambda *x: calls.append(part.__name__) or part(*x))
         compiled(model)
     with torch.no_grad():
         model(torch.rand(1, 3, 32, 32))
     assert calls == ["features", "decode"]
     assert list(model.state_dict()) == keys
+
+
+# What only a GPU would show
+
+
+@pytest.mark.parametrize("kind", ["standard", "depthwise"])
+def test_a_small_weight_does_not_cost_its_gradients_in_fp16(kind):
+    """An adversarial loss's gradients on the logits, as small as they are at batch 16 and 1024x512."""
+    torch.manual_seed(3)
+    logits = nn.functional.interpolate(torch.randn(2, 19, 8, 16), (64, 128), mode="bilinear")
+    smaller = logits.numel() / (16 * 19 * 512 * 1024)
+    discriminator = build_discriminator(kind).requires_grad_(False)
+
+    def adversarial(seen):
+        return 1e-3 * smaller * vanilla(discriminator(seen.softmax(1)), SOURCE)
+
+    exact = logits.clone().requires_grad_()
+    adversarial(exact).backward()
+
+    def likeness(*weight):
+        """The cosine between the exact gradients and those that came through half precision."""
+        gradients, optimizer, _, _ = stepper("fp16")
+        shift = nn.Parameter(torch.zeros_like(logits))
+        optimizer.add_param_group({"params": [shift]})
+        gradients.watch("optimizer", optimizer)
+        gradients.backward(adversarial((logits + shift).half().float()), *weight)
+        found = shift.grad.double() / gradients.scaler.get_scale()
+        if weight:
+            assert found.norm() == pytest.approx(float(exact.grad.double().norm()), rel=0.05)
+        one, other = (nn.functional.normalize(g.double().flatten(), dim=0, eps=0) for g in (found, exact.grad))
+        return float(one.nan_to_num() @ other)
+
+    assert likeness() < 0.95
+    assert likeness(1e-3) > 0.99
+
+
+def test_a_small_weight_adds_to_what_is_there():
+    for weight in (1.0, 0.3, 1e-3, 5.0, 0.0):
+        gradients, optimizer, parameter, logged = stepper("fp16")
+        gradients.backward(3 * parameter[0])
+        gradients.backward(weight * 4 * parameter[1], weight)
+        gradients.update(optimizer)
+        assert logged["gradient"] == pytest.approx((9 + (4 * weight) ** 2) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", models.SEGMENTERS)
+def test_logits_are_enlarged_in_float32(name, monkeypatch):
+    network = models.SEGMENTERS[name]
+    model = build_segmenter(name, **network.multi_level_options or {}).train()
+    enlarged = []
+    interpolate = torch.nn.functional.interpolate
+
+    def spy(maps, size, **how):
+        if tuple(size) == (48, 64):  # the picture's own
+            enlarged.append(maps.dtype)
+        return interpolate(maps, size, **how)
+
+    monkeypatch.setattr("torch.nn.functional.interpolate", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.rand(2, 3, 48, 64))
+    assert enlarged
+    assert set(enlarged) == {torch.float32}
+
+
+def test_float32_is_float32_and_convolutions_are_searched_for(script, city, tmp_path):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    try:
+        for flags, searched in (((), True), (("--deterministic",), False)):
+            cudnn.allow_tf32 = matmul.allow_tf32 = True
+            assert script(*upper(city, tmp_path / str(searched), "--max-steps", 1, *flags)).status == 0
+            assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (False, False, searched)
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(False)
+
+
+def test_an_optimizers_state_comes_back_for_the_device_it_is_on():
+    """torch puts Adam's count of steps where the saved group's `fused` wants it, and then runs the present one's."""
+    weight = nn.Parameter(torch.ones(2))
+    saved = Adam([weight])
+    weight.sum().backward()
+    saved.step()
+    asked = []
+
+    class OnGPU(Adam):
+        def load_state_dict(self, state):
+            asked.append([group["fused"] for group in state["param_groups"]])
+            super().load_state_dict(state)
+
+    resumed = OnGPU([weight], lr=0.5, fused=True)
+    state = saved.state_dict()
+    _load_part(resumed, state, changed=False)
+    assert asked == [[True]]
+    assert state["param_groups"][0]["fused"] is None, "what was read stays as it was"
+    assert (resumed.param_groups[0]["fused"], resumed.param_groups[0]["lr"]) == (True, 1e-3)
+    assert resumed.state_dict()["state"][0]["step"] == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_run_may_go_on_with_a_scaler_or_without(script, city, tmp_path, before, after):
+    run = tmp_path / "run"
+    assert script(*upper(city, run, "--max-steps", 1, "--precision", before)).status == 0
+    refused = script(*upper(city, run, "--max-steps", 2, "--precision", after, "--resume"))
+    assert "--precision was" in one_line_error(refused)
+    done = script(*upper(city, run, "--max-steps", 2, "--precision", after, "--resume", "--allow-changes"))
+    assert done.status == 0, done.err
+    assert ("scaler" in load_checkpoint(run / "checkpoint_last.pt")["training"]) == (after == "fp16")
+
+
+def test_a_compiled_network_has_a_graph_for_each_of_its_shapes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: asked.append(how) or function)
+    compiled(build_segmenter("bisenet"))
+    assert asked == [{"dynamic": False}] * 2
+    config = torch._dynamo.config
+    assert getattr(config, "recompile_limit", config.cache_size_limit) == GRAPHS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable
 
@@ -17,9 +18,6 @@ from utils.errors import UserError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE_BF16 = (8, 0)
 """The CUDA compute capability from which bf16 is computed natively; below it is emulated, slowly."""
-FIRST_SCALE = 2.0**20
-"""Of the loss, in fp16. At torch's 2^16 nine of ten gradients of an adversarial loss (weight 0.001, batch 16, 1024x512)
-are rounded to zero. At this one their direction is kept, and the cross-entropy's gradients are finite still."""
 LEAST_SCALE = 2.0**-14
 """Of the loss, in fp16: gradients that overflow even then are not the scale's fault."""
 
@@ -43,16 +41,18 @@ class Gradients:
 
     def __init__(self, precision: str, accumulate: int, device: torch.device, log: Callable[..., None]) -> None:
         self.dtype, self.accumulate, self.device, self.log = PRECISIONS[precision], accumulate, device, log
-        self.scaler = torch.amp.GradScaler(device.type, FIRST_SCALE, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if self.scaler.is_enabled():  # torch cannot tell a step that the scaler left out from one that was forgotten
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.last_part = True
         self._titles: dict[int, str] = {}
+        self._parameters: list[nn.Parameter] = []
 
     def watch(self, name: str, optimizer: Optimizer) -> None:
         """Names the norm of the optimizer's gradients in the log."""
         title = "gradient" if name == "optimizer" else f"gradient_{name.removesuffix('_optimizer')}"
         self._titles[id(optimizer)] = title
+        self._parameters += [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Within it convolutions compute in --precision. Losses are computed in float32 wherever they stand."""
@@ -60,9 +60,27 @@ class Gradients:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradients."""
-        self.scaler.scale(loss / self.accumulate if self.accumulate > 1 else loss).backward()
+    def backward(self, loss: Tensor, weight: float = 1.0) -> None:
+        """Adds the loss's gradients. weight: a factor that is part of `loss` already, where it is far below 1.
+
+        In fp16 the loss's gradients are taken without such a factor, to the next power of two, and get it in float32.
+        At the scale that suits the cross-entropy four of five gradients of an adversarial loss (weight 0.001, batch 16,
+        1024x512) would be rounded to zero on their way through the network, and nearly all with the depthwise
+        discriminator.
+        """
+        loss = loss / self.accumulate if self.accumulate > 1 else loss
+        if not self.scaler.is_enabled() or not 0 < weight < 1:
+            self.scaler.scale(loss).backward()
+            return
+        factor = 2.0 ** round(-math.log2(weight))
+        before = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        for parameter, _ in before:
+            parameter.grad = None
+        self.scaler.scale(loss * factor).backward()
+        found = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        torch._foreach_mul_(found, 1 / factor)
+        for parameter, gradient in before:
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
 
     def update(self, optimizer: Optimizer, *schedules: LRScheduler) -> None:
         """After the batch's last part: averages the gradients over processes, logs their norm, steps optimizer and

@@ -32,7 +32,7 @@ from datasets import SegmentationSet
 from datasets.geometry import Geometry
 from datasets.rare_classes import RareClasses
 from datasets.segmentation import shared_classes
-from utils.distributed import first_then_others, from_each, highest, rank, ranks
+from utils.distributed import first_then_others, from_each, highest, note_parts, rank, ranks
 from utils.interruption import Interruption, Stop
 from utils.tables import counted
 
@@ -150,9 +150,11 @@ class Run:
         with ProgressBar(progress.epoch, progress.last_step - progress.step) as bar:
             while progress.step < progress.last_step:
                 self.pause()
-                for part in range(self._accumulate):
-                    with bar.waiting():
-                        batch = [next(stream) for stream in streams]
+                with bar.waiting():
+                    parts = [[next(stream) for stream in streams] for _ in range(self._accumulate)]
+                by_stream = zip(*parts, strict=True)
+                note_parts([part[1] for part in own] for own in by_stream if isinstance(own[0], tuple))
+                for part, batch in enumerate(parts):
                     self.gradients.last_part = part + 1 == self._accumulate
                     seed_everything(self._seed, progress.step + 1, rank(), part)
                     yield batch[0] if len(batch) == 1 else tuple(batch)

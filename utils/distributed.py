@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -111,6 +111,23 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value / ranks()
+
+
+_PARTS: list[list[Tensor]] = []
+"""Of the present step: for each stream that has labels, those of every part of its batch."""
+
+
+def note_parts(parts: Iterable[list[Tensor]]) -> None:
+    """With --accumulate: which labels belong to one batch, of which a loss sees a part at a time."""
+    _PARTS[:] = parts
+
+
+def mean_over_batch(measure: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
+    """`mean_over_ranks` of measure(labels); where `labels` are one part of a batch, of the mean over its parts. So a
+    part's sum, divided by it, counts as much in the mean over parts and ranks as it does in the whole batch."""
+    parts = next((parts for parts in _PARTS if any(part is labels for part in parts)), [labels])
+    values = [measure(part) for part in parts]
+    return mean_over_ranks(values[0] if len(values) == 1 else torch.stack(values).mean())
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
