@@ -26,6 +26,7 @@ def resize(features: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 
 
 def enlarge(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """`resize` of what leaves the network, in float32 under autocast too: the gradient of a pixel of [h, w] is a sum
-    over all pixels it was spread to, which a GPU takes in the tensor's own type."""
-    return resize(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, size)
+    """`resize` of what leaves the network, in float32 where gradients are taken, under autocast too: the gradient of a
+    pixel of [h, w] is a sum over all pixels it was spread to, which a GPU takes in the tensor's own type."""
+    half = logits.dtype in (torch.bfloat16, torch.float16)
+    return resize(logits.float() if half and torch.is_grad_enabled() else logits, size)
