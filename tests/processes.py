@@ -14,7 +14,6 @@ import importlib
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -28,7 +27,7 @@ from conftest import SMALL, SOURCE  # noqa: E402
 
 import train_dacs  # noqa: E402
 from adaptation.mixing import pseudo_label_weight  # noqa: E402
-from training.gradients import Gradients  # noqa: E402
+from training.gradients import norm_of  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.interruption import Interruption, Stop  # noqa: E402
 
@@ -62,12 +61,11 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
     """Saves the averaged gradients of every optimizer of the first step."""
     kept: list[list[torch.Tensor]] = []
 
-    def update(self: Gradients, optimizer: Any, *schedules: Any) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        distributed.average_gradients(parameters)
-        kept.append([p.grad.clone() for p in parameters])
+    def noted(gradients: list[torch.Tensor]) -> torch.Tensor:
+        kept.append([gradient.clone() for gradient in gradients])
         if len(kept) == (3 if name == "train_adversarial" else 1):
             raise FirstStepDone
+        return norm_of(gradients)
 
     def weight(confidence: torch.Tensor, threshold: float) -> torch.Tensor:
         sure = pseudo_label_weight(confidence, threshold)
@@ -76,7 +74,7 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
 
     with (
         patch.object(_BatchNorm, "train", lambda self, mode=True: nn.Module.train(self, False)),
-        patch.object(Gradients, "update", update),
+        patch("training.gradients.norm_of", noted),
         patch.object(train_dacs, "class_mask", lambda labels: (labels % 2 == 0) & (labels != 255)),
         patch.object(train_dacs, "StrongAugmentation", lambda: lambda images: images),
         patch.object(train_dacs, "masked", lambda images: images * (torch.arange(images.shape[-1]) % 8 < 4)),
