@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
     )
     translation.add_argument(
         "--entropy-from", type=whole, metavar="STEP",
-        help="step at which the entropy loss on the target starts (after a third of the run, as published)",
+        help="step at which the entropy loss on the target starts; published: 50,000, of 100,000 steps on a schedule "
+        "of 150,000 (a third of the run, which is its whole schedule)",
     )  # fmt: skip
     return parse(parser)
 

@@ -283,7 +283,7 @@ def test_the_script_trains_on_what_the_mathematics_says(script, game, city, tmp_
     assert not torch.equal(hidden, hidden_of)
     assert mask_labels is pseudo_labels
 
-    (_, source_loss), (_, mix_loss), (_, mask_loss) = [(one, loss.detach()) for (one, loss), _ in seen["backward"]]
+    (_, source_loss), (_, mix_loss), (_, mask_loss) = [(one, loss.detach()) for (one, loss, *_), _ in seen["backward"]]
     logged = load_checkpoint(tmp_path / "run/checkpoint_last.pt")["history"][-1]["train"]
     expected = {"loss": float(source_loss), "loss_mix": 2 * float(mix_loss), "loss_mask": float(mask_loss) / 2}
     assert logged["sure"] == pytest.approx(sure)
