@@ -26,11 +26,13 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], device: torch.d
     before = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # torch's cumulative average
         layer.train()
-    used = 0
+    used = passes = 0
     for batch in images:
         if len(batch) > 1:
+            passes += 1
+            for layer in layers:
+                layer.momentum = 1 / passes  # the cumulative average; torch's own would read its count off the device
             model(to_float(batch.to(device, non_blocking=True)))
             used += len(batch)
     for layer, momentum in zip(layers, before, strict=True):
