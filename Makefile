@@ -4,6 +4,7 @@
 #     make style    ruff alone
 #     make quick    style, and the tests that are not marked slow: the loop while you work
 #     make test     style and every test
+#     make gpu      on a machine with a GPU: its tests, speed and memory; without one, what that would be
 #
 # Tests run in as many processes as there are cores, 4 at most: make test TEST_PROCESSES=2 for another number.
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 
-.PHONY: demo style quick test
+.PHONY: demo style quick test gpu
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
@@ -36,6 +37,10 @@ quick: style .venv/installed-dev
 
 test: style .venv/installed-dev
 	$(PYTEST)
+
+# What is measured already is not measured again.
+gpu: .venv/installed-dev
+	@$(RUN) benchmarks/gpu.py
 
 # An interrupted demo goes on where it stopped.
 RUNS := upper-bound source-only adversarial adversarial-depthwise fda dacs

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,6 +29,27 @@ from training.provenance import device_name  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
 from utils.flags import default_device, device, positive, size  # noqa: E402
 from utils.tables import markdown  # noqa: E402
+
+
+class Autocast(nn.Module):
+    """The network as it is, convolutions in `dtype`."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, self.dtype):
+            return self.model(images)
+
+
+WAYS = {
+    "eager": lambda model, dtype: model if dtype == torch.float32 else Autocast(model, dtype),
+    "folded": Deployed,
+    "compiled": lambda model, dtype: Deployed(model, dtype, compiled=True, graphs=False),
+    "CUDA graphs": lambda model, dtype: Deployed(model, dtype, compiled=True),
+}
+"""How a network runs: as it was trained, and each a step further from that."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +70,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-@torch.inference_mode()
 def main() -> None:
     args = parse_args()
     try:
@@ -64,20 +84,26 @@ def main() -> None:
     for width, height in args.sizes:
         for batch in args.batches:
             images = torch.rand(batch, 3, height, width, device=args.device)
-            for network in networks.values():
-                for _ in range(10 if args.device.type == "cuda" else 2):
-                    network(images)
-            seconds: dict[str, list[float]] = {name: [] for name in networks}
-            for _ in range(args.rounds):
-                for name, network in networks.items():
-                    seconds[name].append(timed(network, images))
-            median = {name: statistics.median(values) for name, values in seconds.items()}
+            median = medians(networks, images, args.rounds)
             for name, value in median.items():
                 speed = [f"{1e3 * value:.2f}", f"{batch / value:.1f}", f"{median['plain fp32'] / value:.2f}"]
                 rows.append([f"{width}x{height}", str(batch), name, *speed])
     print(f"{args.model} {args.backbone}, {args.rounds} rounds in turn, medians{', compiled' if args.compile else ''}; "
           f"{device_name(args.device)}, torch {torch.__version__}\n")  # fmt: skip
     print(markdown(("size", "batch", "network", "ms", "pictures/s", "times plain"), rows))
+
+
+@torch.inference_mode()
+def medians(networks: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
+    """Seconds that each network takes for the pictures, all of them in turn, warmed up."""
+    for network in networks.values():
+        for _ in range(10 if images.is_cuda else 2):
+            network(images)
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(rounds):
+        for name, network in networks.items():
+            seconds[name].append(timed(network, images))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -74,12 +74,16 @@ def main() -> None:
     print(markdown(("set", "loader", "pictures/s", "times the plain loader"), rows))
 
 
-def draw(out: Path, scenes: int) -> Path:
-    """Street scenes of both looks at the data sets' own sizes, OUT/SCENES/source and target; drawn once."""
+def draw(
+    out: Path, scenes: int, source_size: tuple[int, int] | None = None, target_size: tuple[int, int] | None = None
+) -> Path:
+    """Street scenes of both looks at the data sets' own sizes or at those named, OUT/SCENES/source and target; drawn
+    once."""
     home = out / str(scenes)
     if not (home / "drawn").exists():
-        street_scenes.write_gta5(home / "source", scenes, SOURCE_SIZE, workers=cores())
-        street_scenes.write_cityscapes(home / "target", {"train": scenes, "val": 1}, TARGET_SIZE, workers=cores())
+        counts = {"train": scenes, "val": 1}
+        street_scenes.write_gta5(home / "source", scenes, source_size or SOURCE_SIZE, workers=cores())
+        street_scenes.write_cityscapes(home / "target", counts, target_size or TARGET_SIZE, workers=cores())
         (home / "drawn").touch()
     return home
 

@@ -19,20 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.loading import draw  # noqa: E402
-from benchmarks.training import ours, parse_args  # noqa: E402
+from benchmarks.steps import BASELINE, METHODS, ours, parse_args  # noqa: E402
 from training.provenance import device_name  # noqa: E402
 from utils.errors import run_script  # noqa: E402
 from utils.tables import markdown  # noqa: E402
-
-BASELINE = "source only"
-METHODS = {
-    BASELINE: ("train_gta5", ()),
-    "adversarial, standard": ("train_adversarial", ()),
-    "adversarial, depthwise": ("train_adversarial", ("--discriminator", "depthwise")),
-    "FDA": ("train_fda", ("--beta", "0.01")),
-    "DACS": ("train_dacs", ()),
-    "DACS, recipe best": ("train_dacs", ("--recipe", "best")),
-}
 
 
 def main() -> None:
@@ -43,7 +33,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in names:
             script, flags = METHODS[name]
-            found[name].append(ours(script, home, args, flags)[0])
+            found[name].append(ours(script, home, args, flags).seconds)
     rows = []
     for name in names:
         ratios = [seconds / base for seconds, base in zip(found[name], found[BASELINE], strict=True)]

@@ -12,15 +12,11 @@ rounds of --steps steps each, of which the first of all is not counted.
 from __future__ import annotations
 
 import argparse
-import importlib
-import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,36 +29,15 @@ sys.path.insert(0, str(ROOT))
 from adaptation.fda import half_width  # noqa: E402
 from benchmarks.fda import by_numpy  # noqa: E402
 from benchmarks.loading import Plain, draw  # noqa: E402
+from benchmarks.steps import Timing, finish, ours, parse_args, waited_for  # noqa: E402
 from datasets import cityscapes, gta5  # noqa: E402
 from datasets.labels import IGNORE  # noqa: E402
 from models import build_discriminator, build_segmenter  # noqa: E402
-from training.gradients import PRECISIONS, default_precision  # noqa: E402
 from training.provenance import device_name  # noqa: E402
-from training.run import Run  # noqa: E402
-from utils.errors import Parser, run_script  # noqa: E402
-from utils.flags import cores, default_device, device, positive, size, whole  # noqa: E402
+from utils.errors import run_script  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 BETA = 0.01
-
-
-def parse_args(doc: str, methods: Iterable[str]) -> argparse.Namespace:
-    """What is timed and how; of benchmarks/methods.py too."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=methods, nargs="+", default=list(methods), help="methods to time (all)")
-    parser.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="of both domains (1024x512)")
-    parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="(4)")
-    parser.add_argument("--scenes", type=positive, default=24, metavar="N", help="of each look (24)")
-    parser.add_argument("--steps", type=positive, default=6, metavar="N", help="of a round (6)")
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="(3)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of ours (as the training scripts choose it)")
-    parser.add_argument("--compile", action="store_true", help="compile ours")
-    parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
-    parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-scenes"), metavar="DIR", help="(%(default)s)")
-    args = parser.parse_args()
-    args.precision = args.precision or default_precision(args.device)
-    return args
 
 
 def main() -> None:
@@ -71,13 +46,13 @@ def main() -> None:
     rows = []
     for name in args.only:
         script, loop = METHODS[name]
-        found: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
+        found: dict[str, list[Timing]] = {"plain": [], "ours": []}
         for _ in range(args.rounds):
             found["plain"].append(timed(loop(home, args), args))
             found["ours"].append(ours(script, home, args))
-        seconds = {way: statistics.median(second for second, _ in rounds) for way, rounds in found.items()}
+        seconds = {way: statistics.median(one.seconds for one in rounds) for way, rounds in found.items()}
         for way, rounds in found.items():
-            waiting = statistics.median(share for _, share in rounds)
+            waiting = statistics.median(one.waiting for one in rounds)
             rows.append([name, way, f"{seconds[way]:.3f}", f"{args.batch_size / seconds[way]:.2f}",
                          f"{seconds['plain'] / seconds[way]:.2f}", f"{100 * waiting:.1f}"])  # fmt: skip
     width, height = args.size
@@ -87,9 +62,9 @@ def main() -> None:
     print(markdown(("training", "loop", "s a step", "pictures/s", "times plain", "waiting for data (%)"), rows))
 
 
-def timed(steps: Iterator[float], args: argparse.Namespace) -> tuple[float, float]:
-    """(seconds a step, share of them waited for data) of steps that each say how long they waited; the first one, in
-    which workers start and kernels are chosen, is left out."""
+def timed(steps: Iterator[float], args: argparse.Namespace) -> Timing:
+    """Of steps that each say how long they waited; the first one, in which workers start and kernels are chosen, is
+    left out."""
     next(steps)
     finish(args.device)
     start, waited = time.perf_counter(), 0.0
@@ -98,58 +73,7 @@ def timed(steps: Iterator[float], args: argparse.Namespace) -> tuple[float, floa
     finish(args.device)
     passed = time.perf_counter() - start
     steps.close()
-    return passed / args.steps, waited / passed
-
-
-def finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class Done(Exception):
-    """Enough steps of a training script are timed."""
-
-
-def ours(script: str, home: Path, args: argparse.Namespace, flags: tuple[str, ...] = ()) -> tuple[float, float]:
-    """The same figures of a training script, called as a user calls it and left after enough steps."""
-    side, folder = f"{args.size[0]}x{args.size[1]}", home / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    sys.argv = [f"{script}.py", "--gta5", str(home / "source"), "--cityscapes", str(home / "target"), "--size", side,
-                "--source-size", side, "--weights", "none", "--batch-size", str(args.batch_size), "--max-steps", "1000",
-                "--eval-every", "1000", "--workers", str(args.workers), "--device", str(args.device), "--precision",
-                args.precision, "--run-dir", str(folder), *(["--compile"] if args.compile else []), *flags]  # fmt: skip
-    module, waits, marks = importlib.import_module(script), [], []
-
-    class Timed(Run):
-        def steps(self, *streams: Iterator[Any]) -> Iterator[Any]:
-            for batch in super().steps(*(waited_for(stream, waits) for stream in streams)):
-                if self.step in (1, 1 + args.steps):
-                    finish(self.device)
-                    marks.append((time.perf_counter(), sum(waits)))
-                if len(marks) == 2:
-                    raise Done
-                yield batch
-
-    plain, module.Run = module.Run, Timed
-    try:
-        with redirect_stdout(None):
-            module.main()
-    except Done:
-        pass
-    finally:
-        module.Run = plain
-        shutil.rmtree(folder, ignore_errors=True)
-    (start, before), (end, after) = marks
-    return (end - start) / args.steps, (after - before) / (end - start)
-
-
-def waited_for(stream: Iterator[Any], waits: list[float]) -> Iterator[Any]:
-    """The stream, each wait for it noted."""
-    while True:
-        start = time.perf_counter()
-        item = next(stream)
-        waits.append(time.perf_counter() - start)
-        yield item
+    return Timing(passed / args.steps, waited / passed)
 
 
 # The plain loops: each step yields the seconds that it waited for data.

@@ -31,18 +31,20 @@ class Deployed(nn.Module):
     """A copy of a network for inference: folded, channels-last, its weights and arithmetic in `dtype`.
 
     Takes and gives what the network does in evaluation, in float32. With `compiled` torch.compile makes kernels for the
-    shapes it sees, on a GPU as CUDA graphs; the first passes are slow.
+    shapes it sees, on a GPU as CUDA graphs, unless `graphs` is off; the first passes are slow.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False, graphs: bool = True
+    ) -> None:
         super().__init__()
         self.dtype = dtype
         self.network = folded(model).to(dtype=dtype, memory_format=torch.channels_last)
+        self.graphs = compiled and graphs and next(model.parameters()).device.type == "cuda"
         if compiled:
-            on_gpu = next(model.parameters()).device.type == "cuda"
-            self.network.compile(mode="reduce-overhead" if on_gpu else "default")
+            self.network.compile(mode="reduce-overhead" if self.graphs else "default", dynamic=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
-        return self.network(images).float()
+        return self.network(images).to(torch.float32, copy=self.graphs)  # a graph writes its next result over this one

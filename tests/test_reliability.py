@@ -101,20 +101,6 @@ def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("name", commands(Path(), Path(), Path()))
-def test_a_killed_deterministic_run_on_a_gpu_ends_as_one_that_was_not(tmp_path, name):
-    game = write_gta5(tmp_path / "gta5", count=4)
-    city = write_cityscapes(tmp_path / "cityscapes", counts=(("train", 4), ("val", 2)))
-    all_commands = commands(game, city, tmp_path / "labeller/checkpoint_last.pt")
-    finished([*all_commands["train_cityscapes"], "--max-steps", "1"], tmp_path / "labeller")
-    command = [*all_commands[name], "--device", "cuda", "--deterministic"]
-    finished(command, tmp_path / "straight")
-    assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.1) == 1
-    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
-
-
-@pytest.mark.slow
 def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):
     """With every extension, and a frozen network that labels."""
     game = write_gta5(tmp_path / "gta5", count=4)
