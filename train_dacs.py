@@ -17,7 +17,7 @@ labels in its place. Its batch normalisation has the target's statistics, taken 
 the target stand beside the headline in metrics.jsonl and on the console.
 
 A target picture that was scaled down is surrounded by the mean colour. It has no label that says where, so the teacher
-labels that border too. `--scales 1 1.5 1.75 2` avoids such borders, in both domains.
+labels that border too. `--scales 1,1.5,1.75,2` avoids such borders, in both domains.
 """
 
 from __future__ import annotations

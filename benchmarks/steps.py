@@ -117,8 +117,8 @@ def ours(
 ) -> Timing:
     """Times `rounds` rounds of `args.steps` steps of a training script on the scenes in `home`, after `warm` steps.
 
-    args: size, batch_size, precision, compile, workers, device, as of `add_flags`. With `resident` every step has the
-    first step's batch, which stays on the device.
+    args: size, batch_size, precision, compile, workers, device, as `parse_args` has them. With `resident` every step
+    has the first step's batch, which stays on the device.
     """
     side, folder = f"{args.size[0]}x{args.size[1]}", home / "run"
     shutil.rmtree(folder, ignore_errors=True)

@@ -63,8 +63,8 @@ class GaussianBlur:
         """Float [B, 3, H, W], changed in place and given back; None: the picture stays."""
         due = {i: sigma for i, sigma in enumerate(drawn) if sigma is not None}
         for part, sigmas in together(images, due):
-            # Sums of shifted pictures, along one side and then the other: on a CPU ten times faster than convolutions
-            # of single channels.
+            # Sums of shifted pictures, along one side and then the other: on a CPU faster than convolutions of single
+            # channels.
             planes = F.pad(images[part], (self.size // 2,) * 4, mode="reflect")
             weights = self.kernels(sigmas)
             for side in (-1, -2):

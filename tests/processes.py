@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import os
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -111,7 +112,8 @@ def main() -> None:
                         name, [*todo[name], "--epochs", "2", "--resume", "--run-dir", str(out / f"{name}-interrupted")]
                     )
                 except SystemExit as ended:
-                    print(name, "stopped", distributed.rank(), "with", ended.code, file=sys.stderr)
+                    # In one write: the ranks share the launcher's stream.
+                    os.write(2, f"{name} stopped {distributed.rank()} with {ended.code}\n".encode())
     distributed.end()
 
 

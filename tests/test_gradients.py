@@ -1,4 +1,7 @@
-"""From a loss to a step: precision, accumulation, the scaler's skips told apart from failures."""
+"""From a loss to a step: precision, accumulation, the scaler's skips told apart from failures.
+
+Long, since what only a GPU would show is tested here too: all of it is about that one way.
+"""
 
 import json
 from argparse import Namespace

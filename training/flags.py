@@ -146,7 +146,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "--epochs, the shorter of the two"
     )  # fmt: skip
     training.add_argument("--batch-size", type=positive, metavar="N", help=by_settings("batch_size"))
-    training.add_argument("--lr", type=number(0, 100), metavar="X", help=f"initial rate {by_settings('lr')}")
+    training.add_argument("--lr", type=number(0, 100), metavar="X", help=f"first learning rate {by_settings('lr')}")
     training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help=by_settings("weight_decay"))
     training.add_argument(
         "--aux-weight", type=number(0, 100), metavar="X",
@@ -166,8 +166,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     training.add_argument(
         "--deterministic", action="store_true",
         help="make a GPU sum in a fixed order, which is slower: the same seed then gives the same figures, as it "
-        "always "
-        "does on a CPU",
+        "always does on a CPU",
     )  # fmt: skip
     training.add_argument(
         "--flip", type=number(0, 1), metavar="P",
@@ -194,8 +193,7 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
     run.add_argument(
         "--cache", type=Path, metavar="DIR",
         help="where decoded pictures are kept; they are decoded at their first use (below the data's root, or beside "
-        "the "
-        "run where the root is read-only)",
+        "the run where the root is read-only)",
     )  # fmt: skip
     run.add_argument("--no-cache", action="store_true", help="decode pictures each time; the batches are the same")
     run.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
@@ -288,5 +286,3 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         if found is None:
             raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")
     return args
-
-

@@ -64,9 +64,8 @@ class Gradients:
         """Adds the loss's gradients. weight: a factor that is part of `loss` already, where it is far below 1.
 
         In fp16 the loss's gradients are taken without such a factor, to the next power of two, and get it in float32.
-        At the scale that suits the cross-entropy four of five gradients of an adversarial loss (weight 0.001, batch 16,
-        1024x512) would be rounded to zero on their way through the network, and nearly all with the depthwise
-        discriminator.
+        At the scale that suits the cross-entropy most gradients of an adversarial loss (weight 0.001, batch 16,
+        1024x512) would be rounded to zero on their way through the network (tests/test_gradients.py).
         """
         loss = loss / self.accumulate if self.accumulate > 1 else loss
         if not self.scaler.is_enabled() or not 0 < weight < 1:
