@@ -32,6 +32,14 @@ def test_evaluation_and_inference_print_a_row_a_way(script):
     assert [row[:3] for row in rows(done.out)] == [["64x32", batch, way] for batch in "12" for way in ways]
 
 
+def test_translation_and_augmentation_are_compared_as_they_are_timed(script):
+    flags = ("--size", "96x64", "--batch-size", 2, "--runs", 1, "--device", "cpu")
+    for name, count in (("fda", 3), ("appearance", 2)):
+        found = rows(script(f"benchmarks.{name}", *flags).out)
+        assert len(found) == count
+        assert all(float(row[-2]) > 0 and float(row[-1]) < 1e-5 for row in found)
+
+
 @pytest.fixture
 def small_scenes(monkeypatch):
     """Full size takes long to draw; for small ones, starting processes does."""
