@@ -5,6 +5,7 @@ Long, since all tests read the same few runs.
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -461,6 +462,31 @@ def test_an_interrupted_writing_leaves_nothing_that_seems_changed(tmp_path, monk
     assert OwnFolder(tmp_path / "out").write({"a.txt": b"3", "b.txt": b"3"}) == []
     assert (tmp_path / "out/a.txt").read_bytes() == b"3"
     assert not (tmp_path / "out/a.new.txt").exists()
+
+
+def test_a_manifest_reaches_nothing_outside_its_folder(tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    sums = [hashlib.sha256(b"mine").hexdigest()]
+    out, real = tmp_path / "out", tmp_path / "real"
+    OwnFolder(out).write({"a.txt": b"1"})
+    real.mkdir()
+    (out / "link").symlink_to(tmp_path)
+    for name in ("../victim.txt", str(victim), "link/victim.txt", "a/../../victim.txt", "..", "", "a\0", "x/.."):
+        (out / "manifest.json").write_text(json.dumps({"files": {name: sums}}))
+        with pytest.raises(UserError, match="outside this folder"):
+            OwnFolder(out)
+        (out / "manifest.json").write_text(json.dumps({"files": {}}))
+        with pytest.raises(UserError, match="outside this folder"):
+            OwnFolder(out).write({name: b"new"})
+    for odd in ("[" * 100_000, "null", '{"files": null}', '{"files": {"a.txt": 3}}', '{"files": ["a.txt"]}', "\xff"):
+        (out / "manifest.json").write_text(odd)
+        with pytest.raises(UserError, match="not written by this script"):
+            OwnFolder(out)
+    (out / "manifest.json").write_text(json.dumps({"files": {"a.txt": [None, {}]}}))
+    assert OwnFolder(out).write({"a.txt": b"2"}) == ["a.txt"]  # as changed by hand
+    assert victim.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real", "victim.txt"]
 
 
 # Charts and pictures

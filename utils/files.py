@@ -40,6 +40,31 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+DEEPEST = 50
+"""How far what we read may be nested; our own files are 5 deep."""
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, and ValueError where it is damaged or nested deeper than `DEEPEST`: so
+    whoever goes through it, goes to its end."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The same of a text. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        tables = [held.values() if isinstance(held, dict) else held for held in level if isinstance(held, dict | list)]
+        level = [item for held in tables for item in held]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, atomically."""
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
