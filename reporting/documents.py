@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.tables import Table, latex
+from utils.tables import Table, escaped, latex
 
 from .qualitative import KEY, Scene
 
@@ -202,7 +202,7 @@ def markdown_document(about: Sequence[str], tables: Sequence[Table], charts: Seq
                       left_out: Sequence[str]) -> str:  # fmt: skip
     """The same for a repository's pages; pictures are the files beside it."""
     parts = [f"# {TITLE}: report", *about, "## Tables", *(table.markdown().strip() for table in tables), "## Charts"]
-    parts += [f"![{c.caption}](figures/{c.name}.png)\n\n*{c.caption}*" for c in charts]
+    parts += [f"![{escaped(c.caption)}](figures/{c.name}.png)\n\n*{escaped(c.caption)}*" for c in charts]
     parts += ["## Pictures", KEY, *(f"![]({file})" for file in scenes)] if scenes else []
-    parts += ["## Left out", "\n".join(f"- {line}" for line in left_out)] if left_out else []
+    parts += ["## Left out", "\n".join(f"- {escaped(line)}" for line in left_out)] if left_out else []
     return "\n\n".join(parts) + "\n"

@@ -24,6 +24,7 @@ from datasets.labels import CLASS_NAMES
 from datasets.pictures import WRONG, errors
 from models import SEGMENTERS
 from reporting.comparison import METHODS, comparison
+from reporting.documents import Drawn, html_document, markdown_document
 from reporting.figures import charts, series
 from reporting.manifest import OwnFolder
 from reporting.published import PER_CLASS
@@ -202,7 +203,7 @@ def test_what_was_not_run_says_so(whole):
     jitter = table(whole, "assignment-2")[1]
     assert jitter["run"] == "BiSeNet, + colour jitter"
     assert [jitter[column] for column in ("setting", "runs", "accuracy (%), mean", "mIoU (%), mean")] == [NOT_RUN] * 4
-    assert {row["+ both"] for row in table(whole, "report-4")} == {NOT_RUN}
+    assert {row["'+ both"] for row in table(whole, "report-4")} == {NOT_RUN}
     assert {row["measured"] for row in table(whole, "report-1")} == {NOT_RUN}
     methods = {row["method"]: row for row in table(whole, "comparison")}
     assert set(METHODS) <= set(methods)
@@ -529,7 +530,26 @@ def test_latex_escapes_what_it_would_read():
     strange = Table("t", "a_b & 5%", ("x_1", "y|z"), [["50%", [1.0, 2.0]], ["a&b", []]], ("n_1",))
     check_latex(strange.latex())
     assert "1.5 ± 0.7" in strange.markdown()
-    assert "y\\|z" in strange.markdown() or "y|z" in strange.markdown()
+
+
+HOSTILE = "=cmd()|'a'!A1 <script>alert(1)</script> [x](javascript:y) ![z](http://w) `q` **b**\n\n# heading\n\n<img src=u>"
+
+
+def test_a_name_stays_text_in_every_form():
+    hostile = Table("t", HOSTILE, ("run", HOSTILE, "mIoU (%)"), [[HOSTILE, "-2.5", [1.0, 2.0]], ["@x", "-", "\t=y"]],
+                    (HOSTILE,))  # fmt: skip
+    charts, left_out = [Drawn("curve-loss", HOSTILE, b"", b"")], [HOSTILE]
+    document = markdown_document(["about"], [hostile], charts, [], left_out)
+    assert not re.search(r"<|(?<!\\)(`|\*\*)|[xz]\]\(", document.replace("\\]", ""))
+    assert re.findall(r"^#+ \w+", document, flags=re.MULTILINE) == ["# Real", "## Tables", "## Charts", "## Left"]
+    assert len({line.count("|") - line.count("\\|") for line in document.splitlines() if line.startswith("|")}) == 1
+    check_latex(hostile.latex())
+    page = Page(html_document(["about"], [hostile], charts, [], left_out))
+    assert {"script", "a"} & {tag for tag, _ in page.tags} == {"a"}
+    rows = list(csv.reader(io.StringIO(hostile.csv())))
+    assert rows[0][1].startswith("'=cmd()")
+    assert rows[1] == [f"'{HOSTILE}", "-2.5", "1.5", str(2**-0.5)]
+    assert rows[2] == ["'@x", "-", "'\t=y", ""]
 
 
 # What runs keep for it

@@ -88,11 +88,12 @@ class Table:
 
     def markdown(self) -> str:
         """Title, table, notes."""
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in self.texts()]
-        return "\n\n".join([f"### {self.title}", markdown(self.header, rows), *self.notes]) + "\n"
+        header, *rows = [[escaped(cell) for cell in row] for row in [self.header, *self.texts()]]
+        return "\n\n".join([f"### {escaped(self.title)}", markdown(header, rows), *map(escaped, self.notes)]) + "\n"
 
     def csv(self) -> str:
-        """A column of figures becomes two, mean and sample deviation, unrounded."""
+        """A column of figures becomes two, mean and sample deviation, unrounded. Text that a spreadsheet would take for
+        a formula begins with an apostrophe."""
         figures = [
             (place > 0 and title.endswith("(%)") and "published" not in title)
             or any(not isinstance(row[place], str) for row in self.rows)
@@ -112,7 +113,7 @@ class Table:
                     cells += [cell, ""]
                 else:
                     cells += [statistics.mean(cell) if cell else "", statistics.stdev(cell) if len(cell) > 1 else ""]
-            writer.writerow(cells)
+            writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
         return text.getvalue()
 
     def latex(self) -> str:
@@ -177,6 +178,24 @@ LATEX = {
 }  # fmt: skip
 
 
+MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`*[]|"}
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown shows it as it is, in one line: no HTML, link, picture or cell of its own. Underscores stay,
+    since names are full of them."""
+    return "".join(MARKDOWN.get(character, character) for character in " ".join(text.split()))
+
+
+def harmless(text: str) -> str:
+    """A CSV's cell that no spreadsheet takes for a formula; numbers and dashes stay as they are."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and text != "-" else text
+    return text
+
+
 def latex(text: str) -> str:
-    """Text as LaTeX prints it as it is."""
-    return "".join(LATEX.get(character, character) for character in text)
+    """Text as LaTeX prints it as it is, in one line."""
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
