@@ -107,6 +107,7 @@ def _array(
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
+            _keep_from_git(place)
             free = shutil.disk_usage(place).free / 1e9
             if free < ROOM * gigabytes:
                 refused.append(f"{place} has {free:.1f} GB free")
@@ -118,6 +119,12 @@ def _array(
             refused.append(f"{place}: {error.strerror or error}")
     print(f"{data.name}: no room for {gigabytes:.2f} GB of prepared {kind} ({'; '.join(refused)}); the files are read")
     return None
+
+
+def _keep_from_git(place: Path) -> None:
+    """What nobody chose a place for stays out of the repository that it lies in: gigabytes of pixels, and paths."""
+    if place.name == ".prepared" and not (place / ".gitignore").exists():
+        (place / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def _made_from(data: SegmentationSet, kind: str) -> dict[str, Any]:

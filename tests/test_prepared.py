@@ -157,11 +157,22 @@ def test_a_killed_preparation_is_begun_anew_and_two_at_once_agree(city, place):
     assert all((path / "files.json").is_file() for path in place.iterdir())
 
 
+def test_git_never_sees_what_is_prepared(script, game, city, tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert script(*source_only(game, city, tmp_path / "run", "--max-steps", 2)).status == 0
+    seen = subprocess.run(["git", "-C", tmp_path, "status", "--porcelain", "-uall"], capture_output=True, text=True)
+    assert "images/00001.png" in seen.stdout
+    assert ".prepared" not in seen.stdout
+    (game / ".prepared/.gitignore").write_text("mine\n")
+    assert script(*source_only(game, city, tmp_path / "2", "--max-steps", 2, "--limit", 3)).status == 0
+    assert (game / ".prepared/.gitignore").read_text() == "mine\n"
+
+
 def test_scripts_prepare_where_they_are_told(script, game, city, tmp_path):
     flags = ("--max-steps", 2)
     assert script(*source_only(game, city, tmp_path / "a", *flags)).status == 0
-    assert len(list((game / ".prepared").iterdir())) == 2
-    assert len(list((city / ".prepared").iterdir())) == 1  # the pictures of val
+    assert len(list((game / ".prepared").glob("*-*"))) == 2
+    assert len(list((city / ".prepared").glob("*-*"))) == 1  # the pictures of val
     shutil.rmtree(game / ".prepared")
     shutil.rmtree(city / ".prepared")
     assert script(*source_only(game, city, tmp_path / "b", *flags, "--cache", tmp_path / "cache")).status == 0
