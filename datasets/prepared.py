@@ -1,11 +1,11 @@
 """Prepared data: a set at its working size as memory-mapped arrays, so that no picture is decoded twice.
 
-    PLACE/images-KEY/array.npy    uint8 [N, H, W, 3], RGB
-    PLACE/labels-KEY/array.npy    uint8 [N, H, W], train ids
-    .../files.json                what it was made from, and which files could not be read
+    PLACE/images-KEY/    uint8 [N, H, W, 3], RGB
+    PLACE/labels-KEY/    uint8 [N, H, W], train ids
 
 KEY is a hash of every file's path, size and time and of how they are read and resized, so that a change of any of
-these prepares anew. The arrays hold what `SegmentationSet` would compute from the files, bit for bit.
+these prepares anew. The arrays (`datasets/arrays.py`) hold what `SegmentationSet` would compute from the files, bit for
+bit; one that is damaged is made anew.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import sync
 
 from . import labels
+from .arrays import Array, write
 from .files import stamp
-from .geometry import resize_label
+from .geometry import resize_label, resizing
 from .segmentation import SegmentationSet
 from .stream import batches
 
@@ -39,28 +41,6 @@ RESIZING = "torchvision v2, uint8, bilinear antialias; labels nearest-exact"
 
 ROOM = 1.05
 """Free space asked for, over what is written: other processes write too."""
-
-
-class Array:
-    """Pictures or labels of a prepared set; opened by each process that reads it."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.bad = {int(index): said for index, said in json.loads((home / "files.json").read_text())["bad"].items()}
-        self._rows: np.ndarray | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rows": None}  # a worker opens its own: a memory map would be copied to it whole
-
-    def __getitem__(self, index: int) -> Tensor:
-        """uint8 [3, H, W] or [H, W]. Raises `UserError` for a file that could not be read."""
-        if index in self.bad:
-            raise UserError(self.bad[index])
-        if self._rows is None:
-            # Mode c is copy-on-write: torch asks for arrays that can be written to, and the file never is.
-            self._rows = np.load(self.home / "array.npy", mmap_mode="c")
-        row = torch.from_numpy(self._rows[index])
-        return row.permute(2, 0, 1) if row.ndim == 3 else row
 
 
 def prepared(
@@ -92,32 +72,44 @@ def prepared(
 def _array(
     data: SegmentationSet, kind: str, places: Sequence[Path], loader: DataLoader, pause: Callable[[], None]
 ) -> Array | None:
-    made_from = _made_from(data, kind)
-    name = f"{kind}-{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}"
-    for place in places:
-        if (place / name / "files.json").is_file():
-            found = Array(place / name)
-            if all(isinstance(loader.dataset.read(index), UserError) for index in found.bad):
-                return found
-            shutil.rmtree(place / name)  # what could not be read then, by rights or by luck, can be read now
+    text = json.dumps(_made_from(data, kind), sort_keys=True)
+    name, made_from = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}", json.loads(text)
     width, height = data.size
     shape = (len(data), height, width, 3) if kind == "images" else (len(data), height, width)
     gigabytes = np.prod(shape, dtype=float) / 1e9
-    refused = []
+    opened = partial(Array, shape=shape, made_from=made_from, read=loader.dataset.read)
+    free, refused = [], []
     for place in places:
+        home = place / name
+        try:
+            try:
+                array = opened(home)
+                if all(isinstance(loader.dataset.read(index), UserError) for index in array.bad):
+                    return array
+                problem = "what could not be read can be read now"
+            except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+                problem = getattr(error, "strerror", None) or error
+            if home.exists():
+                print(f"{data.name}: {home} is of no use ({problem}); it is made anew", flush=True)
+                _remove(home)
+            free.append(place)
+        except OSError as error:  # another user's, who does not share it: theirs to keep
+            refused.append(f"{home}: {error.strerror or error}")
+    for place in free:
         try:
             place.mkdir(parents=True, exist_ok=True)
             _keep_from_git(place)
-            free = shutil.disk_usage(place).free / 1e9
-            if free < ROOM * gigabytes:
-                refused.append(f"{place} has {free:.1f} GB free")
+            room = shutil.disk_usage(place).free / 1e9
+            if room < ROOM * gigabytes:
+                refused.append(f"{place} has {room:.1f} GB free")
                 continue
             print(f"{data.name}: preparing {kind} at {width}x{height}, {gigabytes:.2f} GB in {place}", flush=True)
-            _build(loader, place / name, shape, made_from, pause)
-            return Array(place / name)
-        except OSError as error:
-            refused.append(f"{place}: {error.strerror or error}")
-    print(f"{data.name}: no room for {gigabytes:.2f} GB of prepared {kind} ({'; '.join(refused)}); the files are read")
+            shown = tqdm(_paused(loader, pause), total=len(loader), desc=name, disable=None, leave=False)
+            _build(place / name, opened, partial(write, shape=shape, made_from=made_from, rows=iter(shown)))
+            return opened(place / name)
+        except (OSError, ValueError) as error:
+            refused.append(f"{place}: {getattr(error, 'strerror', None) or error}")
+    print(f"{data.name}: no place for {gigabytes:.2f} GB of prepared {kind} ({'; '.join(refused)}); the files are read")
     return None
 
 
@@ -130,55 +122,60 @@ def _keep_from_git(place: Path) -> None:
 def _made_from(data: SegmentationSet, kind: str) -> dict[str, Any]:
     """What the array depends on. Raises `UserError` for a file that is gone."""
     stamps = [stamp(sample.image if kind == "images" else sample.label) for sample in data.samples]
+    found = {"files": stamps, "size": list(data.size), "resizing": RESIZING}
+    if kind == "images":
+        return found | {"reading": None, "resized": resizing()}
     mapping = sorted((data.mapping or {}).items())
-    reading = None if kind == "images" else [data.encoding, mapping, labels.VERSION, *data.table.key()]
-    return {"files": stamps, "size": list(data.size), "reading": reading, "resizing": RESIZING}
+    return found | {"reading": [data.encoding, mapping, labels.VERSION, *data.table.key()]}
 
 
-def _build(
-    loader: DataLoader, home: Path, shape: tuple[int, ...], made_from: dict[str, Any], pause: Callable[[], None]
-) -> None:
+def _paused(loader: DataLoader, pause: Callable[[], None]) -> Iterator[Tensor | str]:
+    for row in batches(loader):
+        pause()
+        yield row
+
+
+def _build(home: Path, opened: Callable[[Path], Array], make: Callable[[Path], None]) -> None:
     """Writes beside `home` and moves there when whole: two runs may do so at once, and a killed one leaves no `home`.
 
     Raises `UserError` for a file that cannot be read, OSError when the disk refuses.
     """
     _remove_abandoned(home)
-    building = home.with_name(f"{home.name}.{socket.gethostname()}.{os.getpid()}")
+    building = _beside(home)
     building.mkdir()
     try:
-        array = np.lib.format.open_memmap(building / "array.npy", mode="w+", dtype=np.uint8, shape=shape)
-        _take_blocks(building / "array.npy")
-        bad = {}
-        shown = tqdm(batches(loader), total=len(loader), desc=home.name, disable=None, leave=False)
-        for index, row in enumerate(shown):
-            pause()
-            if isinstance(row, str):
-                bad[index] = row
-            else:
-                array[index] = row.numpy()  # [H, W, 3] or [H, W]
-        array.flush()
-        (building / "files.json").write_text(json.dumps(made_from | {"bad": bad}), encoding="utf-8")
+        make(building)
+        sync(building)
         try:
             building.rename(home)
         except OSError:
-            if not (home / "files.json").is_file():  # another run was faster, with the same content
-                raise
+            try:
+                opened(home)  # another run was faster, with the same content
+            except (OSError, ValueError):
+                _remove(home)
+                building.rename(home)
+        sync(home.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _take_blocks(path: Path) -> None:
-    """Takes the file's blocks now: a disk that fills up under a memory map kills the process that writes."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+def _beside(home: Path, more: str = "") -> Path:
+    return home.with_name(f"{home.name}.{socket.gethostname()}{more}.{os.getpid()}")
+
+
+def _remove(home: Path) -> None:
+    """At once, so that nobody finds half of it. Raises OSError."""
+    removed = _beside(home, ".old")
+    shutil.rmtree(removed, ignore_errors=True)
+    home.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _remove_abandoned(home: Path) -> None:
-    """What a killed process of this host left of the same array."""
+    """What a killed process of this host left of the same array. In a container the next one often has its number."""
     for left in home.parent.glob(f"{home.name}.{socket.gethostname()}.*"):
         process = left.suffix.removeprefix(".")
-        if process.isdecimal() and not _works(int(process)):
+        if process.isdecimal() and (int(process) == os.getpid() or not _works(int(process))):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -1,18 +1,23 @@
 """Prepared arrays give what the files give, are made anew when anything changed, and survive kills and races."""
 
+import errno
 import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import one_line_error, source_only
+from conftest import one_line_error, same, source_only
 from soak import ENVIRONMENT, ROOT
 
+import datasets.arrays
+import datasets.prepared
 import datasets.segmentation
 from datasets import cityscapes, gta5
 from datasets.geometry import Geometry
@@ -93,7 +98,7 @@ def test_without_room_the_files_are_read_and_that_is_said(city, tmp_path, monkey
     monkeypatch.setattr("datasets.prepared.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     ready = prepared(data, [blocked / "inside", tmp_path / "second"], 0)
     said = capsys.readouterr().out
-    assert "no room for 0.00 GB of prepared images" in said
+    assert "no place for 0.00 GB of prepared images" in said
     assert "Not a directory" in said
     assert "has 0.0 GB free" in said
     assert (ready.images, ready.labels) == (None, None)
@@ -117,6 +122,143 @@ def test_a_bad_file_stops_the_preparation_or_is_noted(city, place, monkeypatch):
     monkeypatch.setattr(datasets.segmentation, "read_image", lambda path: reader(data.samples[0].image))
     assert torch.equal(prepared(data, [place], 0).image(1), data.image(0))  # what can be read again is prepared again
     assert data.samples[1].image.stat().st_mtime_ns == status.st_mtime_ns
+
+
+def noise(home):
+    content = bytearray((home / "array.npy").read_bytes())
+    content[-2000:] = os.urandom(2000)
+    (home / "array.npy").write_bytes(content)
+
+
+def test_a_row_that_was_altered_comes_from_its_file_and_the_array_is_made_anew(city, place, capsys):
+    data = cityscapes(city, "train", SIZE)
+    expected = [data.training_pair(index) for index in range(len(data))]
+
+    def agrees(found):
+        pairs = [found.training_pair(index) for index in range(len(data))] * 2
+        return all(same(list(pair), list(own)) for pair, own in zip(pairs, expected * 2, strict=True))
+
+    assert agrees(prepared(data, [place], 0))
+    for home in place.iterdir():
+        noise(home)
+    damaged = prepared(data, [place], 0)
+    capsys.readouterr()
+    assert agrees(pickle.loads(pickle.dumps(damaged)))
+    assert agrees(damaged)
+    said = capsys.readouterr().out.splitlines()
+    assert sum("is damaged (row" in line for line in said) == len(said) == 4  # images and labels, of both copies
+    again = prepared(data, [place], 0)
+    assert capsys.readouterr().out.count("preparing") == 2
+    assert agrees(again)
+    assert capsys.readouterr().out == ""
+
+
+def alter(home, **changed):
+    record = json.loads((home / "files.json").read_text())
+    (home / "files.json").write_text(json.dumps(record | changed))
+
+
+DAMAGES = {
+    "truncated": lambda home: os.truncate(home / "array.npy", 3000),
+    "longer": lambda home: (home / "array.npy").write_bytes((home / "array.npy").read_bytes() + b"x"),
+    "empty": lambda home: (home / "array.npy").write_bytes(b""),
+    "no array": lambda home: (home / "array.npy").unlink(),
+    "array is a folder": lambda home: ((home / "array.npy").unlink(), (home / "array.npy").mkdir()),
+    "no record": lambda home: (home / "files.json").unlink(),
+    "empty record": lambda home: (home / "files.json").write_text(""),
+    "torn record": lambda home: os.truncate(home / "files.json", 90),
+    "null": lambda home: (home / "files.json").write_text("null"),
+    "nested": lambda home: (home / "files.json").write_text("[" * 100_000),
+    "no text": lambda home: (home / "files.json").write_bytes(b"\xff\xfe\x00"),
+    "of an earlier version": lambda home: alter(home, checksums=None),
+    "rows missing": lambda home: alter(home, checksums=[1, 2]),
+    "another size": lambda home: alter(home, size=[1, 1]),
+    "bad rows": lambda home: alter(home, bad={"x": "?"}),
+    "bad rows beyond": lambda home: alter(home, bad={"99": "?"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_array_that_is_not_whole_is_made_anew_at_the_start(city, place, capsys, damage):
+    data = cityscapes(city, "train", SIZE, labelled=False)
+    (home,) = (prepared(data, [place], 0).images.home,)
+    DAMAGES[damage](home)
+    capsys.readouterr()
+    for times in (1, 0):
+        ready = prepared(data, [place], 0)
+        said = capsys.readouterr().out
+        assert (said.count("is of no use ("), said.count("preparing")) == (times, times)
+        assert all(torch.equal(ready.image(index), data.image(index)) for index in range(len(data)))
+    assert list(place.iterdir()) == [home]
+
+
+def test_arrays_under_one_anothers_names_are_noticed(city, place, capsys):
+    sets = [cityscapes(city, "train", SIZE, labelled=False, limit=2), cityscapes(city, "val", SIZE, labelled=False)]
+    one, other = (prepared(data, [place], 0).images.home for data in sets)
+    one.rename(place / "aside")
+    other.rename(one)
+    (place / "aside").rename(other)
+    for data in sets:
+        assert torch.equal(prepared(data, [place], 0).image(1), data.image(1))
+    assert capsys.readouterr().out.count("is another set's") == 2
+
+
+def test_another_users_array_that_cannot_be_read_is_left_alone(city, tmp_path, monkeypatch, capsys):
+    data = cityscapes(city, "train", SIZE, labelled=False)
+    first = prepared(data, [tmp_path / "a"], 0).images.home
+    reader = datasets.arrays.read_json
+
+    def refuses(path, most):
+        if path.parent == first:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return reader(path, most)
+
+    monkeypatch.setattr(datasets.arrays, "read_json", refuses)
+    for places, home in (([tmp_path / "a", tmp_path / "b"], tmp_path / "b"), ([tmp_path / "a"], None)):
+        ready = prepared(data, places, 0)
+        assert ready.images is home is None or ready.images.home.parent == home
+        assert torch.equal(ready.image(2), data.image(2))
+    assert "Permission denied" in capsys.readouterr().out
+    assert first.is_dir()
+
+
+def test_an_array_that_is_taken_away_while_in_use_changes_nothing(city, place, capsys):
+    data = cityscapes(city, "train", SIZE)
+    ready = prepared(data, [place], 0)
+    later = pickle.dumps(ready)
+    shutil.rmtree(place)
+    for found in (ready, pickle.loads(later)):
+        pairs = [found.training_pair(index) for index in range(len(data))]
+        assert same([list(pair) for pair in pairs], [list(data.training_pair(index)) for index in range(len(data))])
+    assert capsys.readouterr().out.count("is damaged (No such file") == 2  # the copy's images and labels
+
+
+def test_what_a_killed_process_of_this_number_left_is_removed(city, place, capsys):
+    data = cityscapes(city, "train", SIZE, labelled=False)
+    home = prepared(data, [place], 0).images.home
+    home.rename(f"{home}.{socket.gethostname()}.{os.getpid()}")
+    assert prepared(data, [place], 0).images.home == home
+    assert list(place.iterdir()) == [home]
+
+
+def test_an_array_is_on_the_disk_before_its_name(city, place, monkeypatch):
+    order = []
+    rename = datasets.prepared.Path.rename
+    monkeypatch.setattr(os, "fsync", lambda file: order.append(Path(os.readlink(f"/proc/self/fd/{file}")).name))
+    monkeypatch.setattr(datasets.prepared.Path, "rename", lambda *paths: (order.append("rename"), rename(*paths)))
+    home = prepared(cityscapes(city, "train", SIZE, labelled=False), [place], 0).images.home
+    building = f"{home.name}.{socket.gethostname()}.{os.getpid()}"
+    assert order == ["array.npy", "files.json", building, "rename", place.name]
+
+
+@pytest.mark.slow
+def test_a_processor_that_resizes_otherwise_has_arrays_of_its_own(city, place):
+    data = cityscapes(city, "train", SIZE)
+    subprocess.run([sys.executable, "-c", BUILD, city, place, "live"], cwd=ROOT, check=True,
+                   env=ENVIRONMENT | {"ATEN_CPU_CAPABILITY": "default"})  # fmt: skip
+    ready = prepared(data, [place], 0)
+    assert all(torch.equal(ready.image(index), data.image(index)) for index in range(len(data)))
+    assert len([path for path in place.iterdir() if path.name.startswith("labels")]) == 1
 
 
 BUILD = """

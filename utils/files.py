@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON of any origin."""
 
 from __future__ import annotations
 
@@ -68,3 +68,18 @@ def parse_json(text: str) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, atomically."""
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+MAX_JSON = 32 * 2**20
+"""Bytes that are read of a JSON file: what it says may take thirty times as much memory."""
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> Any:
+    """Raises OSError for a file that cannot be read, ValueError for one that is no JSON, is nested without end, or has
+    more than `most` bytes."""
+    if path.stat().st_size > most:
+        raise ValueError(f"{path.name} has over {most:,} bytes")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deep") from None
