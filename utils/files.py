@@ -44,9 +44,15 @@ DEEPEST = 50
 """How far what we read may be nested; our own files are 5 deep."""
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, and ValueError where it is damaged or nested deeper than `DEEPEST`: so
-    whoever goes through it, goes to its end."""
+MAX_JSON = 32 * 2**20
+"""Bytes that are read of a JSON file: what it says may take thirty times as much memory."""
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> Any:
+    """What a JSON file of at most so many bytes holds. Raises OSError, and ValueError where it is larger, damaged, or
+    nested deeper than `DEEPEST`: so whoever goes through it, goes to its end."""
+    if path.stat().st_size > most:
+        raise ValueError(f"over {most:,} bytes")
     return parse_json(path.read_text(encoding="utf-8"))
 
 
@@ -68,18 +74,3 @@ def parse_json(text: str) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, atomically."""
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
-
-
-MAX_JSON = 32 * 2**20
-"""Bytes that are read of a JSON file: what it says may take thirty times as much memory."""
-
-
-def read_json(path: Path, most: int = MAX_JSON) -> Any:
-    """Raises OSError for a file that cannot be read, ValueError for one that is no JSON, is nested without end, or has
-    more than `most` bytes."""
-    if path.stat().st_size > most:
-        raise ValueError(f"{path.name} has over {most:,} bytes")
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{path.name} is nested too deep") from None
