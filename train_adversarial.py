@@ -27,6 +27,7 @@ from adaptation.adabn import statistics_kept
 from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET
 from adaptation.entropy import min_entropy_loss
 from adaptation.losses import Outputs, SegmentationLoss, segmentation_loss
+from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from models import DISCRIMINATORS, SEGMENTERS
 from models.discriminator import MIN_SIDE
@@ -99,7 +100,7 @@ def main() -> None:
                 discriminator_optimizer=optimizers_d, discriminator_schedule=schedules_d)  # fmt: skip
     source = run.stream(data.source, geometry(args, args.source_size))
     target = run.stream(data.target, geometry(args, args.size))
-    appearance = Appearance(args.jitter, args.blur)
+    appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     gradients = run.gradients
     step = AdversarialStep(
         model, discriminators, gradients, criterion, args.level, args.input, args.gan,
@@ -111,7 +112,7 @@ def main() -> None:
     for _ in run.epochs():
         model.train()
         for (images, labels), target_images in run.steps(source, target):
-            images, target_images = appearance(images), to_float(target_images)
+            images, target_images = recolour(appearance(images), labels), to_float(target_images)
             run.show("adversarial/source-target", [images[0], target_images[0]])
             seen_source = step.source_gradients(images, labels)
             seen_target = step.target_gradients(target_images)

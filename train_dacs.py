@@ -33,6 +33,7 @@ from adaptation.losses import cross_entropy, weighted_by_pixel
 from adaptation.masking import masked
 from adaptation.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
 from adaptation.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
+from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts
 from datasets.geometry import resize_label
@@ -125,7 +126,8 @@ def main() -> None:
         student.load_state_dict(teacher.state_dict())
     source = run.stream(data.source, geometry(args, args.source_size), rare)
     target = run.stream(data.target, geometry(args, args.size))
-    appearance, augment = Appearance(args.jitter, args.blur), StrongAugmentation()
+    appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
+    augment = StrongAugmentation()
     if rare is not None:
         print(f"source pictures by class, an epoch has as many draws as there are pictures: {rare}")
     gradients = run.gradients
@@ -133,7 +135,7 @@ def main() -> None:
     for _ in run.epochs():
         student.train()
         for (images, labels), target_images in run.steps(source, target):
-            images, target_images = appearance(images), to_float(target_images)
+            images, target_images = recolour(appearance(images), labels), to_float(target_images)
             if args.beta is not None:
                 images = fda(images, target_images, args.beta)
             with gradients.autocast():

@@ -19,6 +19,7 @@ import argparse
 from functools import partial
 
 from adaptation.entropy import charbonnier_entropy_loss
+from adaptation.recolouring import Recolouring
 from adaptation.translation import TRANSLATIONS
 from datasets.appearance import Appearance, to_float
 from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
@@ -74,7 +75,7 @@ def train(args: argparse.Namespace, data: BothDomains) -> None:
     run.restore(model, optimizer=optimizer, schedule=schedule)
     source = run.stream(data.source, geometry(args, args.source_size))
     target = run.stream(data.target, geometry(args, args.size))
-    appearance = Appearance(args.jitter, args.blur)
+    appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     translation = TRANSLATIONS[args.translation]
     translate = partial(translation.translate, **{name: vars(args)[name] for name in translation.settings})
     entropy_from = run.total_steps // 3 if args.entropy_from is None else args.entropy_from
@@ -83,7 +84,7 @@ def train(args: argparse.Namespace, data: BothDomains) -> None:
     for _ in run.epochs():
         model.train()
         for (images, labels), target_images in run.steps(source, target):
-            pictures, style = appearance(images), to_float(target_images)
+            pictures, style = recolour(appearance(images), labels), to_float(target_images)
             translated = translate(pictures, style)
             run.show("translation/source-target-translated", [pictures[0], style[0], translated[0]])
 

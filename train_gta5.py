@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 
+from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance
 from training.building import geometry, poly, segmenter, sgd, source_sets, supervised_loss, target_set
 from training.flags import parse, training_parser
@@ -36,13 +37,13 @@ def main() -> None:
     criterion = supervised_loss(args, train)
     run.restore(model, optimizer=optimizer, schedule=schedule)
     source = run.stream(train, geometry(args, args.source_size))
-    appearance = Appearance(args.jitter, args.blur)
+    appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
         for images, labels in run.steps(source):
-            pictures = appearance(images)
+            pictures = recolour(appearance(images), labels)
             with gradients.autocast():
                 loss = criterion(model(pictures), labels)
             gradients.backward(loss)

@@ -23,6 +23,7 @@ from pathlib import Path
 from adaptation.adabn import statistics_kept
 from adaptation.fda import fda
 from adaptation.pseudo_labels import RULES
+from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
@@ -102,13 +103,13 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
 
     source = run.stream(data.source, geometry(args, args.source_size))
     target = run.stream(labelled_target, geometry(args, args.size))
-    appearance = Appearance(args.jitter, args.blur)
+    appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
         for (images, labels), (target_images, pseudo_labels) in run.steps(source, target):
-            pictures, target_pictures = appearance(images), to_float(target_images)
+            pictures, target_pictures = recolour(appearance(images), labels), to_float(target_images)
             if args.beta is not None:
                 pictures = fda(pictures, target_pictures, args.beta)
             run.show("self-training/source-target-labels", [pictures[0], target_pictures[0], pseudo_labels[0]])

@@ -4,7 +4,8 @@
 
 Runs the cells that are missing and prints the table; stopped, it goes on where it was. Each cell is a run directory and
 a JSON file under --out; what was not run says "not run". Runs of one seed begin with the same network and see the same
-source pictures in the same order, so differences to source only are paired by seed. All networks start from scratch.
+source pictures in the same order, so differences to source only are paired by seed. Networks start from scratch, but
+for rows that go on from another's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Cell:
     """A row of the table: a training script with flags, or an evaluation.
 
     needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax) or to label with them.
+    goes_on: it also starts from the network that it needs, not from scratch.
     eval_every: epochs between evaluations, often enough to see a late fall, rare enough to cost little.
     """
 
@@ -40,6 +42,7 @@ class Cell:
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     eval_every: int = 2
+    goes_on: bool = False
 
 
 SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
@@ -47,6 +50,8 @@ DACS = "train_dacs.py"
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
 SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # the recipe for short runs, but for its loss
+RECOLOURED = ("--recolour", "0.7")
+GOING_ON = ("--lr", "0.01", "--bn-statistics", "target")  # from a trained network, with the statistics it is used with
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
 ROWS = {
     BASELINE: Cell(SOURCE_ONLY),
@@ -100,6 +105,12 @@ ROWS = {
     "DACS + FDA, weighted loss, confidence 0.8": Cell(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
+    "source only, recoloured": Cell(SOURCE_ONLY, RECOLOURED),
+    "FDA, beta 0.01, recoloured": Cell(FDA, ("--beta", "0.01", *RECOLOURED)),
+    "DACS, recipe best, recoloured": Cell(DACS, ("--recipe", "best", *RECOLOURED)),
+    "pseudo-labels after source only, recoloured, with AdaBN": Cell(
+        SELF, ("--adapt-bn", *GOING_ON, *RECOLOURED), needs=("source only, recoloured",), goes_on=True
+    ),
 }
 CELLS = {}
 for name, cell in ROWS.items():
@@ -185,6 +196,8 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
             data += ["--gta5", str(args.gta5), "--source-size", side]
         if checkpoints:
             data += ["--labeller", *checkpoints]
+        if cell.goes_on:
+            data += ["--init", *checkpoints]
         evaluations = ["--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", str(cell.eval_every)]
         call([cell.script, *data, "--weights", "none", "--batch-size", str(args.batch_size), *evaluations,
               "--seed", str(seed), "--precision", args.precision, "--run-dir", str(run), "--resume", *cell.flags,

@@ -56,7 +56,7 @@ def upper_bound_on(model: str, backbone: str) -> Callable[[Experiment], bool]:
 
 def source_only_with(looks: tuple[str, ...]) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
-        own = tuple(look for look in ("jitter", "blur") if e.settings.get(look))
+        own = tuple(look for look in ("jitter", "blur", "recolour") if e.settings.get(look))
         return e.plain and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
 
     return fits
@@ -66,6 +66,7 @@ def adversarial_with(kind: str) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
         wanted = {"discriminator": kind, "level": "output", "input": "softmax", "min_entropy": False}
         of_row = e.plain and e.script == "train_adversarial" and e.settings["model"] == "bisenet"
+        of_row = of_row and not e.settings.get("recolour")
         return of_row and all(e.settings.get(key) == value for key, value in wanted.items())
 
     return fits

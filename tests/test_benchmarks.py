@@ -118,6 +118,23 @@ def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
 
 
 @pytest.mark.slow
+def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp_path):
+    row = "pseudo-labels after source only, recoloured, with AdaBN"
+    done = script("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--seeds", 3,
+                  "--out", tmp_path, "--only", row)  # fmt: skip
+    assert done.status == 0, done.err
+    started, going_on = [line for line in done.out.splitlines() if line.startswith("$")]
+    network = str(tmp_path / cell_name("source only, recoloured", 3) / "checkpoint_last.pt")
+    assert "--recolour 0.7" in started
+    assert "--init" not in started
+    assert f"--labeller {network} --init {network} " in going_on
+    settings = json.loads((tmp_path / cell_name(row, 3) / "config.json").read_text())["arguments"]
+    assert {key: settings[key] for key in ("adapt_bn", "bn_statistics", "lr", "recolour", "rule")} == {
+        "adapt_bn": True, "bn_statistics": "target", "lr": 0.01, "recolour": 0.7, "rule": "bdl"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 def test_adaptation_says_which_script_failed(script, city, game, tmp_path):
     command = ("benchmarks.adaptation", "--gta5", tmp_path / "none", "--cityscapes", city, *SMALL, "--seeds", 3,
                "--out", tmp_path / "runs", "--only", "source only")  # fmt: skip

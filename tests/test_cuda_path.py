@@ -37,20 +37,21 @@ counted of a picture."""
 
 METHODS = {
     "upper bound": ("train_cityscapes", "--loss", "focal"),
-    "source only": ("train_gta5", "--loss", "ohem", "--jitter", "--blur"),
+    "source only": ("train_gta5", "--loss", "ohem", "--jitter", "--blur", "--recolour", 0.7),
     "in parts": ("train_gta5", "--loss", "weighted", "--batch-size", 4, "--accumulate", 2),
-    "adversarial": ("train_adversarial", "--jitter"),
+    "adversarial": ("train_adversarial", "--jitter", "--recolour", 0.7),
     "AdvEnt": ("train_adversarial", "--discriminator", "depthwise", "--input", "entropy", "--gan", "least-squares"),
     "MinEnt": ("train_adversarial", "--discriminator", "none", "--min-entropy", "--bn-statistics", "target"),
     "multi-level": ("train_adversarial", "--level", "multi", "--discriminator", "depthwise"),
     "feature": ("train_adversarial", "--level", "feature", "--discriminator", "depthwise", "--size", "256x256",
                 "--source-size", "256x256"),
     "FDA": ("train_fda", "--beta", 0.09, "--entropy-from", 1),
-    "LAB": ("train_fda", "--translation", "lab", "--blur"),
-    "pseudo-labels": ("train_pseudo_labels", "--adapt-bn", "--bn-statistics", "target"),
+    "LAB": ("train_fda", "--translation", "lab", "--blur", "--recolour", 0.7),
+    "pseudo-labels": ("train_pseudo_labels", "--adapt-bn", "--bn-statistics", "target", "--recolour", 0.7),
     "pseudo-labels, two": ("train_pseudo_labels", "--beta", 0.09, "--rounds", 2),
     "DACS": ("train_dacs", "--recipe", "best", "--source-size", "64x48"),
-    "DACS, all": ("train_dacs", "--rare-classes", "--lambda-mask", 1, "--beta", 0.09, "--jitter", "--blur"),
+    "DACS, all": ("train_dacs", "--rare-classes", "--lambda-mask", 1, "--beta", 0.09, "--jitter", "--blur",
+                  "--recolour", 0.7),
     "DACS, frozen": ("train_dacs", "--loss", "ohem", "--lambda-mask", 1),
 }  # fmt: skip
 
@@ -188,6 +189,8 @@ MISTAKES = {
         "weights.to(device)", "weights")),
     "which pictures are blurred": (WrongDevice, "source only", "datasets.appearance.together", "datasets.appearance", (
         "view(-1, 1, 1, 1).to(images.device, non_blocking=True)", "view(-1, 1, 1, 1)")),
+    "what recolouring draws": (WrongDevice, "source only", "adaptation.recolouring.texture", "adaptation.recolouring", (
+        ".to(device, non_blocking=True)", "")),
     "AdaBN's pictures": (WrongDevice, "pseudo-labels", "adaptation.adabn.adapt_batch_norm", "training.adabn", (
         "batch.to(device, non_blocking=True)", "batch")),
     "FDA's waves": (WrongDevice, "FDA", "adaptation.fda._waves", "adaptation.fda", (".to(device)", "")),

@@ -16,6 +16,7 @@ from adaptation.fda import fda
 from adaptation.lab import match_lab
 from adaptation.masking import masked
 from adaptation.mixing import StrongAugmentation
+from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance
 from models import SEGMENTERS, build_segmenter
 from models.deployment import Deployed
@@ -190,6 +191,7 @@ PICTURES = {
     "jitter and blur": lambda images: Appearance(True, True)((255 * images).byte()),
     "strong augmentation": StrongAugmentation(),
     "masked": masked,
+    "recolouring": lambda images: Recolouring(0.7)(images, (19 * images[:, 0]).byte()),
 }
 
 

@@ -184,6 +184,11 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
             help="change brightness, contrast and saturation by up to 0.5 and hue by up to 0.05"
         )
         looks.add_argument("--blur", action="store_true", help="Gaussian blur with kernel 3 and sigma 0.2 to 0.8")
+        looks.add_argument(
+            "--recolour", type=number(0, 1), default=0.0, metavar="P",
+            help="give each class of each picture random colours and texture with this probability, and blur half of "
+            "the pictures; comes after --jitter and --blur, before any translation (0; try 0.7)",
+        )  # fmt: skip
 
     run = parser.add_argument_group("run")
     run.add_argument(

@@ -19,6 +19,7 @@ PLAIN = {
     "lambda_adv": 1e-3,
     "lambda_adv_aux": 2e-4,
     "lr_d": 1e-4,
+    "recolour": 0.0,
     "bn_statistics": "both",
     "rounds": 1,
     "precision": "fp32",

@@ -37,13 +37,15 @@ and a labeller's or teacher's content). Where the data lie and which are listed,
 
 LATER = {"train_pseudo_labels": {"rule": "bdl"}}
 """Script -> flags that came after it had written runs -> the value that stands for what those runs did."""
+LATER_WITH_SOURCE = {"recolour": 0.0}
+"""The same of every script that reads a labelled source."""
 
 
 def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in a run's config.json, and those of `LATER` and of data sets that did not exist when it was
-    written."""
-    arguments = LATER.get(config["script"], {}) | config["arguments"]
-    of_data = domains.arguments(source="source_holdout" in arguments)
+    """The arguments in a run's config.json, and those of flags and data sets that did not exist when it was written."""
+    source = "source_holdout" in config["arguments"]
+    arguments = LATER.get(config["script"], {}) | (LATER_WITH_SOURCE if source else {}) | config["arguments"]
+    of_data = domains.arguments(source)
     return arguments | {key: value for key, value in of_data.items() if key not in arguments}
 
 
