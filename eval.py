@@ -11,6 +11,10 @@ The network, the working size and the data set's root are in the checkpoint; a f
 
 from __future__ import annotations
 
+from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 import json
 from collections.abc import Callable
@@ -35,7 +39,6 @@ from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
-from utils.errors import Parser, UserError, run_script
 from utils.files import write_json
 from utils.flags import add_machine_flags, positive
 from utils.tables import result_tables
@@ -43,12 +46,19 @@ from utils.tables import result_tables
 PANEL_WIDTH = 512
 """Width of one picture in a side-by-side panel, at most; smaller pictures keep their size."""
 
+FIRST = (
+    *(f"--{key}" for key in TARGETS | SOURCES),
+    *("--split", "--unlabelled", "--adapt-bn", "--no-mean", "--json", "--save-predictions", "--save-side-by-side"),
+    "--device",
+)
+"""The flags that one needs first."""
+
 SideBySide = dict[int, list[tuple[str, Tensor]]]
 """Number of a picture -> what each network predicted on it, under the network's name."""
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(first=FIRST, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="one or several")
     data = parser.add_argument_group("data")
     add_roots(data, TARGETS, "root of {title}, the target (default: the run's)")

@@ -11,6 +11,10 @@ the convolutions' MACs are those alone; FLOPs = 2 x MACs. What fvcore does not c
 
 from __future__ import annotations
 
+from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 import logging
 import statistics
@@ -28,7 +32,6 @@ from models import DISCRIMINATORS, SEGMENTERS, Segmenter, build_discriminator, b
 from models.deployment import Deployed
 from training.gradients import PRECISIONS
 from training.provenance import device_name
-from utils.errors import Parser, UserError, run_script
 from utils.files import write_atomically, write_json
 from utils.flags import default_device, device, positive, size
 from utils.tables import markdown
@@ -67,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     output.add_argument("--json", type=Path, metavar="FILE", help="write all figures; report.py reads this file")
     output.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as they are printed")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(the GPU, if any)")
     return parser.parse_args()
 
 

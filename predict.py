@@ -14,6 +14,10 @@ Pictures are PNG or JPEG of any size, turned as their EXIF data say; grey, palet
 
 from __future__ import annotations
 
+from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 import glob
 from pathlib import Path
@@ -32,7 +36,6 @@ from datasets.pictures import legend, overlay, stacked
 from models.gradcam import grad_cam, layer_named
 from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.prediction import Maps, maps, network_input
-from utils.errors import Parser, UserError, run_script
 from utils.flags import default_device, device
 
 LEGEND_WIDTH = 240
@@ -75,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     )
     cam.add_argument("--cam-layer", metavar="NAME", help="of these features (the network's deepest)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(the GPU, if any)")
     args = parser.parse_args()
     if args.cam is None and (args.at is not None or args.cam_layer is not None):
         raise UserError("--at and --cam-layer say how to explain a class; name it with --cam CLASS")

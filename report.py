@@ -12,6 +12,10 @@ again, it replaces its own files; one that you changed stays, and the new one li
 
 from __future__ import annotations
 
+from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 import json
 import time
@@ -32,7 +36,6 @@ from reporting.results import (
 )
 from reporting.tables import Costs, assigned_tables
 from training.provenance import commit
-from utils.errors import Parser, UserError, run_script
 from utils.flags import default_device, device, whole
 from utils.tables import markdown, mean_and_deviation
 
@@ -54,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         help="number of val pictures on which every network is shown (4)"
     )
     output.add_argument(
-        "--device", type=device, default=default_device(), metavar="DEV", help="device that predicts them (%(default)s)"
+        "--device", type=device, default=default_device(), metavar="DEV", help="what predicts them (the GPU, if any)"
     )
     return parser.parse_args()
 

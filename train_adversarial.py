@@ -17,6 +17,10 @@ target's statistics only.
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 from dataclasses import dataclass
 
@@ -35,7 +39,6 @@ from training.building import adam, both_domains, discriminators_for, geometry, 
 from training.flags import add_statistics_flag, parse, training_parser
 from training.gradients import Gradients
 from training.run import Run
-from utils.errors import UserError, run_script
 from utils.flags import add_choice, number
 
 ENDINGS = ("", "_auxiliary")
@@ -43,7 +46,7 @@ ENDINGS = ("", "_auxiliary")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__, source=True)
+    parser = training_parser(__doc__, source=True, first="--discriminator")
     adversarial = parser.add_argument_group("adversarial adaptation")
     add_choice(adversarial, "--discriminator", DISCRIMINATORS, "standard", "the network that tells the domains apart",
                none="no adversary")  # fmt: skip

@@ -9,13 +9,16 @@ BiSeNet (Yu et al., ECCV 2018): SGD with the poly schedule, cross-entropy on the
 
 from __future__ import annotations
 
+from utils.errors import run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 
 from datasets.appearance import to_float
 from training.building import geometry, poly, segmenter, sgd, supervised_loss, target_set
 from training.flags import parse, training_parser
 from training.run import Run
-from utils.errors import run_script
 
 
 def parse_args() -> argparse.Namespace:

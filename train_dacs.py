@@ -22,6 +22,10 @@ labels that border too. `--scales 1,1.5,1.75,2` avoids such borders, in both dom
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -43,7 +47,6 @@ from training.building import both_domains, geometry, poly, segmenter, sgd, supe
 from training.checkpoint import describe, load_checkpoint, network_for, sha256
 from training.flags import add_style_flag, parse, training_parser
 from training.run import Run
-from utils.errors import UserError, run_script
 from utils.flags import number
 
 RECIPES = {
@@ -55,7 +58,7 @@ no table (docs/results.md; 700 steps from scratch)."""
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__, source=True)
+    parser = training_parser(__doc__, source=True, first="--recipe")
     dacs = parser.add_argument_group("mean teacher and mixed sampling")
     dacs.add_argument(
         "--recipe", choices=RECIPES, default="dacs",

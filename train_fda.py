@@ -15,6 +15,10 @@ no target picture passes through the network: batch normalisation then has the s
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 from functools import partial
 
@@ -26,12 +30,11 @@ from training.building import BothDomains, both_domains, geometry, poly, segment
 from training.directory import several_runs
 from training.flags import parse, training_parser
 from training.run import Run
-from utils.errors import UserError, run_script
 from utils.flags import add_choice, number, whole
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__, source=True)
+    parser = training_parser(__doc__, source=True, first="--beta")
     translation = parser.add_argument_group("translation")
     add_choice(translation, "--translation", TRANSLATIONS, "fda", "how the source gets the target's style")
     translation.add_argument(

@@ -11,6 +11,10 @@ No target picture is seen in training. The rows of the augmentation table are fl
 
 from __future__ import annotations
 
+from utils.errors import run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 
 from adaptation.recolouring import Recolouring
@@ -18,7 +22,6 @@ from datasets.appearance import Appearance
 from training.building import geometry, poly, segmenter, sgd, source_sets, supervised_loss, target_set
 from training.flags import parse, training_parser
 from training.run import Run
-from utils.errors import run_script
 
 
 def parse_args() -> argparse.Namespace:

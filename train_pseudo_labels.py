@@ -17,6 +17,10 @@ domains pass through the network in training, so batch normalisation's running s
 
 from __future__ import annotations
 
+from utils.errors import run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -34,12 +38,11 @@ from training.flags import add_statistics_flag, add_style_flag, parse, training_
 from training.labelling import pseudo_labelled
 from training.run import Run
 from utils.distributed import first_then_others
-from utils.errors import run_script
 from utils.flags import add_choice, number, positive
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__, source=True)
+    parser = training_parser(__doc__, source=True, first="--labeller")
     labels = parser.add_argument_group("self-training")
     labels.add_argument(
         "--labeller", type=Path, nargs="+", required=True, metavar="CHECKPOINT", help="network(s) that label the target"

@@ -26,6 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import SMALL, SOURCE, assert_same_runs, write_cityscapes, write_gta5  # noqa: E402
 
+from utils.errors import Parser  # noqa: E402
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -92,7 +94,7 @@ def checkpoints(run_dir: Path) -> set[tuple[str, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="of each script (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--model", default="bisenet", metavar="NAME", help="tiny: small checkpoints (bisenet)")

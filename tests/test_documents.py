@@ -55,10 +55,10 @@ def module(name: str) -> str:
 
 @pytest.fixture
 def known(script: Callable[..., Done]) -> Callable[[str], set[str]]:
-    """known("eval") -> the flags that its --help names."""
+    """known("eval") -> the flags that its --help-all names."""
 
     def flags(name: str) -> set[str]:
-        done = script(name, "--help")
+        done = script(name, "--help-all")
         assert done.status == 0, name
         return set(re.findall(r"--[a-z][\w-]*", done.out))
 

@@ -133,7 +133,7 @@ def test_network_source_and_loss_train_ten_steps(extended: Path) -> None:
     assert result["step"] == 10
     losses = [json.loads(line)["train"]["loss"] for line in (extended / "runs/new/metrics.jsonl").open()]
     assert losses[-1] > 0
-    assert "PocketNet" in run(extended, "train_gta5.py", "--help")
+    assert "PocketNet" in run(extended, "train_gta5.py", "--help-all")
     counted = run(extended, "measure_flops.py", "--only", "pocketnet", "--size", "64x32", "--no-latency")
     assert "pocketnet plain" in counted
     assert "source only + loss poly" in run(extended, "report.py", "runs/new", "--out", "report", "--pictures", 1) + (
@@ -142,7 +142,7 @@ def test_network_source_and_loss_train_ten_steps(extended: Path) -> None:
 
     labels = [*FLAGS, *source, "--labeller", "runs/new/checkpoint_last.pt", "--rule", "fixed", "--confidence", 0.01]
     assert "100% of all pixels kept" in run(extended, "train_pseudo_labels.py", *labels, "--run-dir", "runs/fixed")
-    assert "--rule" in run(extended, "train_pseudo_labels.py", "--help")
+    assert "--rule" in run(extended, "train_pseudo_labels.py", "--help-all")
 
 
 def test_a_method_trains_and_resumes(extended: Path) -> None:

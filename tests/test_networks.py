@@ -103,7 +103,7 @@ def toy(monkeypatch):
 
 @pytest.mark.usefixtures("toy")
 def test_a_new_network_is_a_line_in_the_table(script, city, tmp_path):
-    shown = script("train_cityscapes", "--help").out
+    shown = script("train_cityscapes", "--help-all").out
     assert "toy: Toy-Net" in shown
     assert "toy 0.125" in shown
 
@@ -174,7 +174,7 @@ def test_a_new_discriminator_is_a_line_in_the_table(script, game, city, tmp_path
         return nn.Conv2d(in_channels, out_channels, 1, stride=2)
 
     monkeypatch.setitem(DISCRIMINATORS, "pointwise", Kind(pointwise, "1x1 convolutions"))
-    assert "pointwise: 1x1 convolutions" in script("train_adversarial", "--help").out
+    assert "pointwise: 1x1 convolutions" in script("train_adversarial", "--help-all").out
     done = script("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--max-steps", 1,
                   "--discriminator", "pointwise", "--run-dir", tmp_path / "run")  # fmt: skip
     assert done.status == 0, done.err

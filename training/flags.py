@@ -21,6 +21,8 @@ from utils.flags import add_choice, add_machine_flags, number, positive, scales,
 
 from .gradients import PRECISIONS, default_precision
 
+FIRST = ("--demo", "--backbone", "--epochs", "--batch-size", "--seed", "--run-dir", "--resume")
+"""With the data's roots and one flag of a script's own, the ten that one needs first. --help shows no others."""
 SETTINGS = ("paper", "report")
 """Names in `models.Segmenter.settings`."""
 
@@ -86,9 +88,11 @@ def default_directory(args: argparse.Namespace) -> Path:
     return Path("runs", name)
 
 
-def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
-    """The common flags; `source` tells whether the experiment reads one too. A script adds its own, then `parse`s."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.ArgumentParser:
+    """The common flags; `source` tells whether the experiment reads one too. A script adds its own, then `parse`s.
+    first: the flag of its own that --help shows beside those in `FIRST`."""
+    shown = (*(f"--{key}" for key in SOURCES | TARGETS), *FIRST, first)
+    parser = Parser(first=shown, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     add_flags(data, TARGETS, "root of {title}, the target", "train on the pictures named here only")
     data.add_argument("--size", type=size, metavar="WxH", help=f"target working size ({sizes(TARGETS)})")
@@ -145,7 +149,8 @@ def training_parser(doc: str, source: bool) -> argparse.ArgumentParser:
         "--max-steps", type=positive, metavar="N", help="train N steps and shorten the schedule to them; with "
         "--epochs, the shorter of the two"
     )  # fmt: skip
-    training.add_argument("--batch-size", type=positive, metavar="N", help=by_settings("batch_size"))
+    batch = f"pictures a step {by_settings('batch_size')}"
+    training.add_argument("--batch-size", type=positive, metavar="N", help=batch)
     training.add_argument("--lr", type=number(0, 100), metavar="X", help=f"first learning rate {by_settings('lr')}")
     training.add_argument("--weight-decay", type=number(0, 1), metavar="X", help=by_settings("weight_decay"))
     training.add_argument(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import quick_help  # before torch
+
+# isort: split
 
 import torch
 
@@ -21,7 +26,54 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for a mistake; the usage is there for the asking."""
+    """argparse with one line for a mistake; the usage is there for the asking. A flag has to be spelt out: what an
+    abbreviation means would change with every new flag.
+
+    first: the flags that --help shows where not all are needed at once; --help-all shows the others too.
+    """
+
+    def __init__(self, *, first: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.first = [*first]
+        if first:
+            self.add_argument(quick_help.HELP_ALL, action="help", help="show every flag")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return found
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Where help is asked for, nothing else counts: it is shown, and the script ends."""
+        asked = quick_help.asked(sys.argv[1:] if args is None else args)
+        if asked is not None:
+            self._print_message(self.format_help(everything=asked == quick_help.HELP_ALL), sys.stdout)
+            self.exit()
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self, everything: bool = False) -> str:
+        if everything or not self.first:
+            return super().format_help()
+        shown = {*self.first, *quick_help.HELP, quick_help.HELP_ALL}
+        more = [a for a in self._actions if a.option_strings and a.help != argparse.SUPPRESS]
+        more = {action: action.help for action in more if shown.isdisjoint(action.option_strings)}
+        for action in more:
+            action.help = argparse.SUPPRESS
+        text = super().format_help()
+        for action, said in more.items():
+            action.help = said
+        return f"{text}\n{len(more)} more flags: {self.prog} {quick_help.HELP_ALL}\n"
+
+    def _unknown(self, unknown: list[str]) -> str:
+        """What is wrong with arguments that are no flags of this script, and which flags are spelt alike."""
+        known = [flag for a in self._actions if a.help != argparse.SUPPRESS for flag in a.option_strings]
+        near: list[str] = []
+        for flag in (text.partition("=")[0] for text in unknown if text.startswith("-")):
+            begun = [other for other in known if other.startswith(flag)]
+            near += begun or difflib.get_close_matches(flag, known, n=1)
+        hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+        return f"unrecognized arguments: {' '.join(unknown)}{hint}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -42,7 +94,9 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
         message = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
     else:
         return

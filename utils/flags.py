@@ -97,5 +97,5 @@ def add_machine_flags(group: argparse._ArgumentGroup) -> None:
         "--workers", type=whole, metavar="N", default=min(8, cores() - 1), help="loader processes (%(default)s)"
     )
     group.add_argument(
-        "--device", type=device, default=default_device(), metavar="DEV", help="cpu, cuda, cuda:1 (%(default)s)"
+        "--device", type=device, default=default_device(), metavar="DEV", help="cpu, cuda, cuda:1 (the GPU, if any)"
     )

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from utils.errors import Parser
+
 from ..labels import CITYSCAPES_PALETTE
 from .layout import Street
 from .painter import CAMERA, GAME, Painter, finish
@@ -209,7 +211,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.street_scenes",
         description="Draws street scenes with labels of all 19 Cityscapes classes, laid out as GTA5 or Cityscapes.",
     )
