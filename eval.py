@@ -16,7 +16,6 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 # isort: split
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.flags import add_machine_flags, positive
 from utils.tables import result_tables
 
@@ -275,7 +274,7 @@ def _require_own_json(path: Path | None) -> None:
     if path is None or not path.exists():
         return
     try:
-        own = "evaluations" in json.loads(path.read_text(encoding="utf-8"))
+        own = "evaluations" in read_json(path)
     except (OSError, ValueError, TypeError):
         own = False
     if not own:

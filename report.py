@@ -17,13 +17,13 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 # isort: split
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from reporting.comparison import comparison, in_order
 from reporting.results import (
+    DAMAGED,
     Experiment,
     Measured,
     Unfinished,
@@ -34,8 +34,10 @@ from reporting.results import (
     read_unfinished,
     told_apart,
 )
+from reporting.sanity import cost_is_sane
 from reporting.tables import Costs, assigned_tables
 from training.provenance import commit
+from utils.files import read_json
 from utils.flags import default_device, device, whole
 from utils.tables import markdown, mean_and_deviation
 
@@ -113,8 +115,10 @@ def read_costs(path: Path, costs: Costs) -> bool:
     """Adds what a JSON file of measure_flops.py holds: counts of the first file that has a network, latency of the
     first that timed it. False for another file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         size = "x".join(str(side) for side in content["size"])
+        if not all(cost_is_sane(cost) for cost in content["networks"].values()):
+            return False
         for name, cost in content["networks"].items():
             own = costs.setdefault(name, {"counted_at": f"Counts at {size}, one picture."} | cost | {"timing": {}})
             if not own["timing"] and cost.get("timing"):
@@ -124,7 +128,7 @@ def read_costs(path: Path, costs: Costs) -> bool:
                     f"Latency: median at {size}, batch {content['batch_size']}, {variant}, {content['device']}, torch "
                     f"{content['torch']}."
                 )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGED:
         return False
     return True
 
@@ -170,14 +174,16 @@ def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, l
         "checkpoint on the target's val set; the oracle (best epoch by the target's labels) stands apart. Figures of "
         'others stand in columns called "published"; what has no run says "not run".',
     ]
-    files = {
-        "report.html": html_document(about, tables, figures, shown, left_out).encode(),
-        "report.tex": latex_document(tables, figures, list(strips)).encode(),
-        "report.md": markdown_document(about, tables, figures, list(strips), left_out).encode(),
-    } | strips
+    texts = {
+        "report.html": html_document(about, tables, figures, shown, left_out),
+        "report.tex": latex_document(tables, figures, list(strips)),
+        "report.md": markdown_document(about, tables, figures, list(strips), left_out),
+    }
     for table in tables:
         for kind, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):
-            files[f"tables/{table.name}.{kind}"] = text.encode()
+            texts[f"tables/{table.name}.{kind}"] = text
+    # A file's name may hold bytes that are no text.
+    files = strips | {name: text.encode(errors="replace") for name, text in texts.items()}
     for figure in figures:
         files |= {f"figures/{figure.name}.png": figure.png, f"figures/{figure.name}.pdf": figure.pdf}
     for name in folder.write(files):

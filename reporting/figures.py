@@ -20,6 +20,8 @@ matplotlib.use("Agg")  # files only: no window, no display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+matplotlib.rcParams["text.parse_math"] = False  # a run may be called $x$
+
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^v<>P*X"

@@ -6,7 +6,6 @@ An experiment is one method with one set of settings; its runs differ in their s
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,12 @@ from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
 from training.resumption import arguments_of
 from utils.errors import UserError
+from utils.files import parse_json, read_json
+
+from .sanity import config_is_sane, confusion_is_sane, figures_are_sane, history_is_sane
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a file raises that is not what it should be."""
 
 BESIDE = {
     "seed",
@@ -168,13 +173,13 @@ def read_run(directory: Path) -> Measured:
     if not path.exists():
         raise Unfinished(f"{directory}: has not ended (--resume goes on)")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         target = {key: result[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
         parts = [figures for figures in (target, result["oracle"], result["source"]) if figures is not None]
-        whole = all(_sane(figures, target["iou"]) for figures in parts)
+        whole = all(figures_are_sane(figures, target["iou"]) for figures in parts)
         run = _run(directory, target, result["oracle"], result["source"], result.get("confusion"))
-        whole &= _square(run.confusion, len(target["iou"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole &= confusion_is_sane(run.confusion, len(target["iou"]))
+    except DAMAGED:
         whole = False
     if not whole:
         raise UserError(f"{directory}: result.json, config.json or metrics.jsonl is damaged")
@@ -185,52 +190,36 @@ def read_unfinished(directory: Path) -> Measured | None:
     """What a run that goes on has logged: its curves, no figures. None where there is nothing yet."""
     try:
         run = _run(directory, None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGED:
         return None
     return run if run.history else None
 
 
 def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measured:
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = read_json(directory / "config.json")
     config["arguments"] = arguments_of(config)
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    history = tuple(parse_json(line) for line in lines)
+    if not (config_is_sane(config) and history_is_sane(history)):
+        raise ValueError("it cannot be shown")
     settings = {key: value for key, value in config["arguments"].items() if key not in BESIDE}
     if settings.get("teacher_checkpoint") is not None:
         settings["teacher_checkpoint"] = "a run"  # of its own for each seed, as labellers are
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    history = tuple(json.loads(line) for line in lines)
-    for entry in history:
-        _ = entry["target"]["miou"]
-        if not all(type(value) in (int, float) for value in (entry["step"], *entry["train"].values())):
-            raise ValueError("a logged value is no number")
-    for key in ("script", "model", "backbone", "size", "weights", "init", "batch_size", "demo"):
-        _ = settings[key]
     if target_of(settings) is None:
         raise ValueError("no target is named")
-    _ = config["total_steps"], config["script"], method_name(settings)
     seed = config["arguments"]["seed"]
-    return Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history)
-
-
-def _sane(figures: dict[str, Any], classes: Iterable[str]) -> bool:
-    values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in classes)]
-    return all(v is None or (type(v) in (int, float) and math.isfinite(v) and 0 <= v <= 1) for v in values)
-
-
-def _square(confusion: Any, size: int) -> bool:
-    """Whether it is a count for every pair of `size` classes, or not there."""
-    return confusion is None or (
-        len(confusion) == size
-        and all(len(row) == size and all(type(n) is int and n >= 0 for n in row) for row in confusion)
-    )
+    run = Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history)
+    _ = Experiment([run]).method, Experiment([run]).setting()
+    return run
 
 
 def read_evaluations(path: Path, note: Callable[[str], None]) -> list[Measured]:
     """Of eval.py's figures, those that no run has itself: AdaBN's, and means of several networks. What is no such
     figure of a last checkpoint on the target's val set is named by `note` and left out. Raises `UserError`."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        records = read_json(path)["evaluations"]
         found = [_evaluation(record, path, note) for record in records]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGED:
         raise UserError(f"{path}: neither figures of eval.py nor of measure_flops.py, or damaged") from None
     return [one for one in found if one is not None]
 
@@ -252,7 +241,8 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
     if any(run.target["pictures"] != record["pictures"] for run in runs):
         return note(f"{where}: measured on other pictures than its run")
     target = {key: record[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
-    if not _sane(target, runs[0].target["iou"]) or not _square(record.get("confusion"), len(target["iou"])):
+    square = confusion_is_sane(record.get("confusion"), len(target["iou"]))
+    if not (figures_are_sane(target, runs[0].target["iou"]) and square and isinstance(record["name"], str)):
         raise ValueError("figures out of range")
     first, seeds = runs[0], {run.seed for run in runs}
     settings = {k: v for k, v in first.settings.items() if all(run.settings.get(k) == v for run in runs)}
@@ -280,5 +270,6 @@ def told_apart(experiments: Sequence[Experiment], short: Callable[[Experiment], 
     for own in experiments:
         alike = [other.settings for other in experiments if short(other) == short(own)]
         differing = [k for k, v in own.settings.items() if any(other.get(k) != v for other in alike)]
-        named.append(" ".join([short(own), *(f"{key}={in_short(own.settings[key])}" for key in differing)]))
+        words = " ".join([short(own), *(f"{key}={in_short(own.settings[key])}" for key in differing)])
+        named.append("".join(letter if letter.isprintable() else "?" for letter in words))
     return named

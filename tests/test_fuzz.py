@@ -1,9 +1,11 @@
 """Thousands of broken files: each is read, or refused with one line that names it; none hangs, crashes or floods
 memory."""
 
+import contextlib
 import io
 import json
 import random
+import shutil
 import struct
 import time
 import zlib
@@ -12,14 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ids, picture, write_cityscapes, write_gta5
+from conftest import ids, picture, run_once, source_only, write_cityscapes, write_gta5
 from PIL import Image
 
 from datasets import cityscapes, gta5
 from datasets.check import check
 from datasets.files import read_image, read_label
 from datasets.labels import CITYSCAPES, CITYSCAPES_LABELS, CITYSCAPES_PALETTE, IGNORE, load_mapping
+from report import read_costs
+from reporting.comparison import comparison
+from reporting.figures import curves
+from reporting.manifest import OwnFolder
+from reporting.results import experiments, read_run
+from reporting.tables import assigned_tables
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from training.resumption import changes
 from utils.errors import UserError
 
 SECONDS = 5
@@ -73,8 +82,9 @@ def resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def survive(path: Path, contents: list[bytes], read) -> tuple[int, int]:
-    """(read, refused); anything else than a result or a one-line `UserError` that names the file fails."""
+def survive(path: Path, contents: list[bytes], read, named: str | None = None) -> tuple[int, int]:
+    """(read, refused); anything else than a result or a one-line `UserError` that names the file fails. named: what
+    the message names in its place."""
     outcomes = [0, 0]
     before = resident_peak()
     for number, content in enumerate(contents):
@@ -85,7 +95,7 @@ def survive(path: Path, contents: list[bytes], read) -> tuple[int, int]:
         except UserError as error:
             message = str(error)
         outcomes[message is not None] += 1
-        assert message is None or (path.name in message and "\n" not in message), (number, message)
+        assert message is None or ((named or path.name) in message and "\n" not in message), (number, message)
         assert time.monotonic() - began < SECONDS, number
     assert resident_peak() - before < MEBIBYTES
     return outcomes[0], outcomes[1]
@@ -234,3 +244,132 @@ def test_symbolic_links_work_and_loops_end(tmp_path):
     (linked / "labels/00001.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"00001\.png"):
         gta5(linked, (48, 32)).label(0)
+
+
+# What runs leave, damaged or made by somebody else
+
+
+HOSTILE = [None, [], {}, "", "x", "$\\frac{", "\ud800", "../../x", "=1", "<b>", "a\nb", "x" * 5000, -3, 0.5, 10**30,
+           float("nan"), float("inf"), True, [None], {"a": None}, [[[]]]]  # fmt: skip
+
+
+def places_in(value, path=()):
+    """The paths of all values in a JSON; of a list the first two."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from places_in(item, (*path, key))
+
+
+def replaced(text: str, path, value) -> str:
+    """A JSON with another value there."""
+    whole = [json.loads(text)]
+    at = whole
+    for key, following in zip((0, *path), (*path, None), strict=True):
+        if following is None:
+            at[key] = value
+        else:
+            at = at[key]
+    return json.dumps(whole[0])
+
+
+@pytest.fixture(scope="module")
+def run_of_somebody(tmp_path_factory):
+    home = tmp_path_factory.mktemp("somebody")
+    city, game = write_cityscapes(home / "city"), write_gta5(home / "game")
+    run_once(*source_only(game, city, home / "run", "--epochs", 1, "--source-holdout", 0.3))
+    return home / "run"
+
+
+def survive_runs(run: Path, names: list[str], inputs: int, show) -> int:
+    """Puts hostile values everywhere into a run's files, and nests one value deeply; show(run) must end or raise a
+    one-line `UserError`. Returns how often it ended."""
+    rng, shown = random.Random(8), 0
+    wholes = {name: (run / name).read_text() for name in names}
+    paths = [(name, path) for name, whole in wholes.items() for path in places_in(json.loads(whole))]
+    for number in range(inputs):
+        name, path = rng.choice(paths)
+        text = replaced(wholes[name], path, rng.choice(HOSTILE))
+        if number % 50 == 0:
+            text = replaced(wholes[name], path, "DEEP").replace('"DEEP"', "[" * 10**5 + "]" * 10**5)
+        (run / name).write_text(text)
+        began, message = time.monotonic(), ""
+        try:
+            show(run)
+            shown += 1
+        except UserError as error:
+            message = str(error)
+        assert "\n" not in message, (name, path)
+        assert time.monotonic() - began < SECONDS, (name, path)
+        (run / name).write_text(wholes[name])
+    return shown
+
+
+@pytest.mark.slow
+def test_hostile_values_in_a_run_are_shown_or_refused(run_of_somebody):
+    """In tables, in charts, and where a run is resumed."""
+
+    def show(run):
+        found = experiments([read_run(run)])
+        for table in (*assigned_tables(found, {}), comparison(found)):
+            assert all((table.html(), table.latex(), table.markdown(), table.csv()))
+        assert all(name and "/" not in name for name, _, _ in curves(found))
+
+    run, config = run_of_somebody, json.loads((run_of_somebody / "config.json").read_text())
+    assert 150 < survive_runs(run, ["config.json", "result.json", "metrics.jsonl"], 500, show) < 450
+    with contextlib.redirect_stdout(io.StringIO()):
+        resumed = survive_runs(
+            run, ["config.json"], 1500, lambda run: changes(run / "config.json", config, torch.device("cpu"), True)
+        )
+    assert 750 < resumed < 1500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["$\\frac{", "$x$", "\ud800", "%\\", "<b>"])
+def test_a_hostile_name_is_drawn_as_it_is(script, run_of_somebody, tmp_path, word):
+    for copy in ("one", "two"):
+        shutil.copytree(run_of_somebody, tmp_path / copy)
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    config["arguments"]["settings"] = word
+    (tmp_path / "one/config.json").write_text(json.dumps(config))
+    inputs = (tmp_path / "one", tmp_path / "two", "--out", tmp_path / "out", "--pictures", 1, "--device", "cpu")
+    done = script("report", *inputs)
+    assert done.status == 0, done.err
+    assert "left out" not in done.out
+    assert "settings=" in (tmp_path / "out/report.html").read_text()
+
+
+def test_hostile_manifests_and_costs_are_read_or_refused(tmp_path):
+    """Whatever a manifest says, what lies beside its folder stays as it is."""
+    out, victim, rng = tmp_path / "out", tmp_path / "victim", random.Random(9)
+    victim.write_bytes(b"mine")
+    files = {"report.md": b"1", "tables/a.csv": b"2", "old.md": b"mine"}
+    OwnFolder(out).write(files)
+    whole = (out / "manifest.json").read_text()
+    others = ["../victim", str(victim), "tables/../../victim", ".", "tables", "\0", "\ud800", "x" * 999]
+    contents = [mutated(whole.encode(), rng) for _ in range(200)]
+    contents += [whole.replace("old.md", json.dumps(name)[1:-1]).encode() for name in others]
+    contents += [replaced(whole, path, value).encode() for path in places_in(json.loads(whole)) for value in HOSTILE]
+
+    def write(manifest):
+        said = manifest.read_bytes()
+        shutil.rmtree(out)
+        OwnFolder(out).write(files)
+        manifest.write_bytes(said)
+        OwnFolder(out).write({"report.md": b"3", "tables/a.csv": b"2"})
+
+    written, refused = survive(out / "manifest.json", contents, write, named=str(out))
+    assert victim.read_bytes() == b"mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "victim"}
+    assert min(written, refused) > 50
+    counts = dict.fromkeys(("parameters_training", "parameters_inference", "fvcore", "conv_flops"), 1.0)
+    timing = {"timing": {"eager": {"latency_median_ms": 2.0}}, "device": "d", "torch": "2", "batch_size": 1}
+    whole = json.dumps({"size": [64, 32], "networks": {"bisenet resnet18": counts | timing}} | timing)
+    read = 0
+    for path in places_in(json.loads(whole)):
+        for value in HOSTILE:
+            (tmp_path / "costs.json").write_text(replaced(whole, path, value))
+            costs = {}
+            read += read_costs(tmp_path / "costs.json", costs)
+            assert all(table.markdown() for table in assigned_tables([], costs))
+    assert read > 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from datasets import domains
 from utils.distributed import ranks
 from utils.errors import UserError
+from utils.files import read_json
 
 FREE = {
     "root",
@@ -56,9 +56,12 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
     Raises `UserError` when something changed and nothing may, or when the file cannot be read.
     """
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         arguments, data = arguments_of(before), before["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        earlier = before.get("changes", [])
+        if not (isinstance(data, dict) and isinstance(earlier, list)):
+            raise TypeError("no table")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
     now = config["arguments"]
     free = FREE | {name for name, default in domains.arguments().items() if default is None}  # an encoding is not
@@ -88,7 +91,7 @@ def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: b
         )
     for change in changed:
         print(f"note: {change}")
-    return changed, before.get("changes", [])
+    return changed, earlier
 
 
 def move_to(schedule: LRScheduler, step: int) -> None:

@@ -39,7 +39,7 @@ def start(device: torch.device) -> torch.device:
     # Flags and figures travel by gloo, from the CPU; gradients by NCCL.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
+        sys.stdout = open(os.devnull, "w", errors="replace")  # noqa: SIM115 - for as long as the process lasts
     return device
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -82,8 +83,13 @@ class Parser(argparse.ArgumentParser):
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130.
 
+    What cannot be encoded, such as a file's name that is no text, is printed with escapes.
+
     float32 means float32: from Ampere on torch would take 10 of the mantissa's 23 bits for convolutions (TF32).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         main()
