@@ -76,4 +76,4 @@ $(DEMO)/times.json: | .venv/installed
 	$(RUN) measure_flops.py --size 512x256 --runs 3 --json $@ > /dev/null
 
 $(DEMO)/adabn.json: $(DEMO)/source-only/result.json
-	$(RUN) eval.py $(DEMO)/source-only/checkpoint_last.pt --adapt-bn --json $@
+	$(RUN) eval.py $(DEMO)/source-only/checkpoint_last.pt --adapt-bn --json $@ --force

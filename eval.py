@@ -2,11 +2,11 @@
 
 The network, the working size and the data set's root are in the checkpoint; a flag only says what is to differ.
 
-    python eval.py runs/RUN/checkpoint_last.pt
-    python eval.py runs/RUN/checkpoint_last.pt --cityscapes DIR --adapt-bn
-    python eval.py runs/A/checkpoint_last.pt runs/B/checkpoint_last.pt --save-side-by-side pictures/ --no-mean
-    python eval.py runs/FDA/beta-*/checkpoint_last.pt     each network, and the mean of their softmax (multi-band FDA)
-    python eval.py runs/RUN/checkpoint_last.pt --cityscapes DIR --split test --unlabelled --save-ids upload/
+    python eval.py runs/RUN                               its last checkpoint
+    python eval.py runs/RUN --cityscapes DIR --adapt-bn
+    python eval.py runs/A runs/B/checkpoint_best.pt --save-side-by-side pictures/
+    python eval.py runs/FDA/beta-*                        each network, and the mean of their softmax (multi-band FDA)
+    python eval.py runs/RUN --cityscapes DIR --split test --unlabelled --save-ids upload/
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
-from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
+from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
+from training.resumption import FREE
 from utils.files import read_json, write_json
 from utils.flags import add_machine_flags, positive
 from utils.tables import result_tables
@@ -47,7 +48,7 @@ PANEL_WIDTH = 512
 
 FIRST = (
     *(f"--{key}" for key in TARGETS | SOURCES),
-    *("--split", "--unlabelled", "--adapt-bn", "--no-mean", "--json", "--save-predictions", "--save-side-by-side"),
+    *("--split", "--unlabelled", "--adapt-bn", "--mean", "--json", "--save-predictions", "--save-side-by-side"),
     "--device",
 )
 """The flags that one needs first."""
@@ -58,7 +59,9 @@ SideBySide = dict[int, list[tuple[str, Tensor]]]
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(first=FIRST, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="one or several")
+    parser.add_argument(
+        "checkpoints", type=checkpoint_file, nargs="+", metavar="CHECKPOINT", help="one or several, or their runs"
+    )
     data = parser.add_argument_group("data")
     add_roots(data, TARGETS, "root of {title}, the target (default: the run's)")
     data.add_argument("--split", default="val", help="split of the target (%(default)s)")
@@ -66,9 +69,8 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--unlabelled", action="store_true", help="only predict; needs no labels")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
     parser.add_argument(
-        "--no-mean", action="store_true",
-        help="report each of several checkpoints alone. Otherwise the mean of their softmax is reported too, if all "
-        "were trained at one working size",
+        "--mean", action=argparse.BooleanOptionalAction,
+        help="report the mean of the softmax of several networks too (where they are the bands of one FDA experiment)",
     )  # fmt: skip
     data.add_argument(
         "--adapt-bn", action="store_true",
@@ -79,6 +81,7 @@ def parse_args() -> argparse.Namespace:
         "--json", type=Path, metavar="FILE",
         help="write the figures; report.py reads those of AdaBN and of means",
     )  # fmt: skip
+    output.add_argument("--force", action="store_true", help="replace the figures that --json wrote before")
     output.add_argument("--save-predictions", type=Path, metavar="DIR", help="coloured predictions")
     output.add_argument(
         "--save-ids", type=Path, metavar="DIR", help="predictions as Cityscapes ids, for its test server"
@@ -104,12 +107,12 @@ def main() -> None:
     args = parse_args()
     for folder in (args.save_predictions, args.save_ids, args.save_side_by_side):
         _require_empty(folder)
-    _require_own_json(args.json)
+    _require_new_json(args.json, args.force)
 
     models: dict[str, nn.Module] = {}
     sets: list[SegmentationSet] = []
     known: tuple[str, Classes] | None = None
-    named, records, side_by_side = [], [], {}
+    named, records, configs, side_by_side = [], [], [], {}
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
         if checkpoint["closed"] < checkpoint["epoch"]:
@@ -118,6 +121,7 @@ def main() -> None:
             )
         model = build_from_checkpoint(checkpoint, path).to(args.device)
         run, classes = checkpoint["config"]["arguments"], classes_of(checkpoint)
+        configs.append(checkpoint["config"])
         data = _data(args, run, path)
         sets.append(data)
         known = known or (str(path), classes)
@@ -143,7 +147,9 @@ def main() -> None:
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
                        | {"precision": args.precision}
                        | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | metrics)  # fmt: skip
-    if len(models) > 1 and not args.no_mean:
+    if args.mean is None and len(models) > 1 and not _bands_of_one(configs):
+        print("no mean of the networks: they are no bands of one FDA experiment; ask for it with --mean")
+    elif args.mean is not False and len(models) > 1:
         if len({data.size for data in sets}) == 1:
             name = f"mean of {len(models)}"
             metrics = _evaluate(args, MeanSoftmax(list(models.values())), data, classes, name, side_by_side)
@@ -186,6 +192,14 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     return named
 
 
+def _bands_of_one(configs: list[dict[str, Any]]) -> bool:
+    """Whether the runs are one FDA experiment's, which differ in the band alone: the paper means their mean."""
+    beside = FREE | {"beta"}
+    settings = [{key: value for key, value in c["arguments"].items() if key not in beside} for c in configs]
+    bands = {c["arguments"]["beta"] for c in configs if c["script"] == "train_fda"}
+    return len(bands) == len(configs) and all(other == settings[0] for other in settings)
+
+
 def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     """The run's arguments, with the data and the limit that this command names in place of the run's."""
     own = vars(args)
@@ -201,7 +215,8 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
         data = open_target(given, args.split, labelled=not args.unlabelled)
     else:
         if "source_holdout" not in run:
-            raise UserError(f"{path}: this run had no source; it cannot say how {SOURCES[source].title} is to be read")
+            given["source_size"] = SOURCES[source].size
+            print(f"note: {path} had no source; {SOURCES[source].title} is read as training does without further flags")
         data = open_source(given, labelled=not args.unlabelled)
         rest, held_out = data.hold_out(run["source_holdout"] if source == source_of(run) else 0)
         data = held_out or rest
@@ -267,8 +282,8 @@ def _require_empty(folder: Path | None) -> None:
         raise UserError(f"{folder} exists and is not empty; name a new folder, nothing is overwritten")
 
 
-def _require_own_json(path: Path | None) -> None:
-    """Figures of an earlier evaluation may be replaced, anything else may not."""
+def _require_new_json(path: Path | None, force: bool) -> None:
+    """With `force` figures of an earlier evaluation may be replaced, anything else may not."""
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--json {path}: the folder {path.parent} does not exist")
     if path is None or not path.exists():
@@ -279,6 +294,8 @@ def _require_own_json(path: Path | None) -> None:
         own = False
     if not own:
         raise UserError(f"--json {path} exists and is no evaluation of this script; name another file")
+    if not force:
+        raise UserError(f"--json {path} holds an earlier evaluation; name another file, or replace it with --force")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A checkpoint and any pictures -> what the network sees in them, at their own size.
 
-    python predict.py runs/RUN/checkpoint_last.pt street.jpg photos/ 'drive/*.png'
-    python predict.py runs/RUN/checkpoint_last.pt photos/ --out seen/ --confidence --entropy
-    python predict.py runs/RUN/checkpoint_last.pt street.jpg --cam car --at 640,300       why is this a car?
+    python predict.py runs/RUN street.jpg photos/ 'drive/*.png'
+    python predict.py runs/RUN photos/ --out seen/ --confidence --entropy
+    python predict.py runs/RUN street.jpg --cam car --at 640,300       why is this a car?
 
 Of NAME.jpg it writes NAME_labelTrainIds.png (grey, the train ids), NAME_overlay.png (the classes' colours over the
 picture, a legend below) and on request, as grey maps from 0 (black) to 1 (white), NAME_confidence.png (the largest
@@ -34,7 +34,7 @@ from datasets.files import SUFFIXES, read_image
 from datasets.labels import Classes
 from datasets.pictures import legend, overlay, stacked
 from models.gradcam import grad_cam, layer_named
-from training.checkpoint import build_from_checkpoint, classes_of, load_checkpoint
+from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint
 from training.prediction import Maps, maps, network_input
 from utils.flags import default_device, device
 
@@ -64,7 +64,7 @@ def point(text: str) -> tuple[int, int]:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of any run")
+    parser.add_argument("checkpoint", type=checkpoint_file, metavar="CHECKPOINT", help="of any run, or the run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (and all below them), globs")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="(%(default)s)")

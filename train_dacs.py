@@ -44,7 +44,7 @@ from datasets.geometry import resize_label
 from datasets.rare_classes import RareClasses
 from models.layers import resize
 from training.building import both_domains, geometry, poly, segmenter, sgd, supervised_loss
-from training.checkpoint import describe, load_checkpoint, network_for, sha256
+from training.checkpoint import checkpoint_file, describe, load_checkpoint, network_for, sha256
 from training.flags import add_style_flag, parse, training_parser
 from training.run import Run
 from utils.flags import number
@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
         help="the teacher averages about the last 1 / (1 - D) steps; take a lower D for short runs (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
-        "--teacher-checkpoint", type=Path, metavar="FILE", help="an earlier network that labels the target"
+        "--teacher-checkpoint", type=checkpoint_file, metavar="FILE", help="an earlier network that labels the target"
     )
     dacs.add_argument(
         "--teacher", choices=("frozen", "moving"),

@@ -5,10 +5,10 @@ softmax counts. Which pixels get a label is the rule's matter (--rule). BDL (Li 
 its probability reaches the smaller of 0.9 and the median of its class's probabilities over the target; FDA's rounds
 (Yang and Soatto, CVPR 2020) take the 66th percentile for the median.
 
-    python train_pseudo_labels.py --gta5 DIR --cityscapes DIR --labeller runs/A/checkpoint_last.pt            BDL's rule
-    python train_pseudo_labels.py ... --labeller runs/FDA/beta-*/checkpoint_last.pt --percentile 66 --beta 0.01   FDA's
-    python train_pseudo_labels.py ... --labeller runs/A/checkpoint_last.pt --rounds 2    then with its own labels again
-    python train_pseudo_labels.py --demo --labeller runs/demo/source-only/checkpoint_last.pt --adapt-bn
+    python train_pseudo_labels.py --gta5 DIR --cityscapes DIR --labeller runs/A            BDL's rule
+    python train_pseudo_labels.py ... --labeller runs/FDA/beta-* --percentile 66 --beta 0.01   FDA's
+    python train_pseudo_labels.py ... --labeller runs/A --rounds 2                             then with its own labels
+    python train_pseudo_labels.py --demo --labeller runs/demo/source-only --adapt-bn
 
 Each round starts anew from --weights or --init. The loss is that of --loss on both domains, equally weighted. Both
 domains pass through the network in training, so batch normalisation's running statistics mix the two, unless
@@ -32,7 +32,7 @@ from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
 from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
-from training.checkpoint import network_for, sha256
+from training.checkpoint import checkpoint_file, network_for, sha256
 from training.directory import several_runs
 from training.flags import add_statistics_flag, add_style_flag, parse, training_parser
 from training.labelling import pseudo_labelled
@@ -45,8 +45,9 @@ def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True, first="--labeller")
     labels = parser.add_argument_group("self-training")
     labels.add_argument(
-        "--labeller", type=Path, nargs="+", required=True, metavar="CHECKPOINT", help="network(s) that label the target"
-    )
+        "--labeller", type=checkpoint_file, nargs="+", required=True, metavar="CHECKPOINT",
+        help="network(s) that label the target",
+    )  # fmt: skip
     add_choice(labels, "--rule", RULES, "bdl", "which pixels of the target get a label")
     labels.add_argument(
         "--percentile", type=number(0, 100), default=50.0, metavar="P",

@@ -186,7 +186,7 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
             raise UserError(f"{checkpoints[-1]}: missing; the row {name} needs it. Is --out where its run was made?")
     if cell.script == "eval.py":
         found = args.out / f".{cell_name(name, seed)}.json"
-        call([cell.script, *checkpoints, *cell.flags, "--json", str(found), *machine])
+        call([cell.script, *checkpoints, *cell.flags, "--json", str(found), "--force", *machine])
         figures = json.loads(found.read_text())["evaluations"][-1]
         found.unlink()
     else:

@@ -102,7 +102,7 @@ def test_eval_refuses_to_compare_networks_on_different_pictures(script, city, tr
     assert "do not compare" in one_line_error(script(*both))
     done = script(*both, "--limit", 2, "--save-predictions", tmp_path / "out")
     assert done.status == 0, done.err
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other", "mean of 2"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other"}
 
 
 def test_runs_of_one_name_are_told_apart(script, city, trained, tmp_path):
@@ -117,10 +117,11 @@ def test_runs_of_one_name_are_told_apart(script, city, trained, tmp_path):
 
 def test_eval_compares_several_checkpoints(script, city, trained, tmp_path):
     best = trained.with_name("checkpoint_best.pt")
-    command = ("eval", trained, best, "--no-mean", "--workers", 0, "--device", "cpu")
+    command = ("eval", trained, best, "--workers", 0, "--device", "cpu")
     done = script(*command, "--save-side-by-side", tmp_path / "both")
     assert done.status == 0, done.err
     assert "mean of 2" not in done.out
+    assert "ask for it with --mean" in done.out
     assert "run checkpoint_last" in done.out
     assert "run checkpoint_best" in done.out
     assert Image.open(next((tmp_path / "both").iterdir())).size[0] == 4 * 48
@@ -132,7 +133,7 @@ def test_eval_reports_each_network_and_the_mean_of_their_softmax(script, city, t
         assert script(*upper(city, tmp_path / f"seed{seed}", "--max-steps", 3, "--seed", seed)).status == 0
         paths.append(tmp_path / f"seed{seed}/checkpoint_last.pt")
     figures = tmp_path / "eval.json"
-    done = script("eval", *paths, "--json", figures, "--workers", 0, "--device", "cpu")
+    done = script("eval", *paths, "--mean", "--json", figures, "--workers", 0, "--device", "cpu")
     assert done.status == 0, done.err
     records = json.loads(figures.read_text())["evaluations"]
     assert [record["name"] for record in records] == ["run", "seed1", "seed2", "mean of 3"]
@@ -150,9 +151,67 @@ def test_eval_reports_each_network_and_the_mean_of_their_softmax(script, city, t
     assert len({record["miou"] for record in records}) == 4
 
     assert script(*upper(city, tmp_path / "large", "--max-steps", 1, "--size", "64x32")).status == 0
-    done = script("eval", trained, tmp_path / "large/checkpoint_last.pt", "--workers", 0, "--device", "cpu")
+    done = script("eval", trained, tmp_path / "large", "--mean", "--workers", 0, "--device", "cpu")
     assert done.status == 0, done.err
     assert "different working sizes" in done.out
+
+
+CPU = ("--workers", 0, "--device", "cpu")
+
+
+def test_figures_are_replaced_on_request_alone(script, trained, tmp_path):
+    figures = tmp_path / "eval.json"
+    assert script("eval", trained, "--json", figures, *CPU).status == 0
+    before = figures.read_text()
+    said = one_line_error(script("eval", trained, "--adapt-bn", "--json", figures, *CPU))
+    assert "holds an earlier evaluation; name another file, or replace it with --force" in said
+    assert figures.read_text() == before
+    assert script("eval", trained, "--adapt-bn", "--json", figures, "--force", *CPU).status == 0
+    assert figures.read_text() != before
+    figures.write_text("[]")
+    assert "no evaluation" in one_line_error(script("eval", trained, "--json", figures, "--force", *CPU))
+
+
+def test_a_run_stands_for_its_last_checkpoint(script, city, trained, tmp_path):
+    figures = [tmp_path / "file.json", tmp_path / "run.json"]
+    for place, file in zip((trained, trained.parent), figures, strict=True):
+        assert script("eval", place, "--json", file, *CPU).status == 0
+    assert figures[0].read_text() == figures[1].read_text()
+    (picture, *_) = (city / "leftImg8bit/val").rglob("*.png")
+    assert script("predict", trained.parent, picture, "--out", tmp_path / "seen", "--device", "cpu").status == 0
+    assert script(*upper(city, tmp_path / "next", "--max-steps", 1, "--init", trained.parent)).status == 0
+
+    config = json.loads((tmp_path / "next/config.json").read_text())
+    assert config["arguments"]["init"] == str(trained)
+    said = one_line_error(script("eval", tmp_path, *CPU))
+    assert f"no checkpoint_last.pt is there; name one of its runs: {tmp_path / 'next'}, {trained.parent}" in said
+    assert "or the directory of a run" in one_line_error(script("eval", city, *CPU))
+
+
+def test_bands_of_one_experiment_are_averaged_and_other_networks_on_request(script, game, city, tmp_path):
+    fda = ("train_fda", *source_only(game, city, tmp_path / "fda", "--max-steps", 1, "--beta", 0.05, 0.1)[1:])
+    assert script(*fda).status == 0
+    bands = [tmp_path / "fda/beta-0.05", tmp_path / "fda/beta-0.1"]
+    assert "mean of 2" in script("eval", *bands, *CPU).out
+    assert "mean of 2" not in script("eval", *bands, "--no-mean", *CPU).out
+    last_and_best = script("eval", bands[0], bands[0] / "checkpoint_best.pt", *CPU)
+    assert "ask for it with --mean" in last_and_best.out
+
+    for name, flags in (("other", ("--beta", 0.1, "--seed", 1)), ("lab", ("--translation", "lab"))):
+        run = ("train_fda", *source_only(game, city, tmp_path / name, "--max-steps", 1, *flags)[1:])
+        assert script(*run).status == 0
+        done = script("eval", bands[0], tmp_path / name, *CPU)
+        assert done.status == 0, done.err
+        assert "mean of 2" not in done.out
+        assert "no mean of the networks: they are no bands of one FDA experiment; ask for it with --mean" in done.out
+        assert "mean of 2" in script("eval", bands[0], tmp_path / name, "--mean", *CPU).out
+
+
+def test_a_run_without_a_source_is_evaluated_on_one_as_it_lies_there(script, game, trained):
+    done = script("eval", trained, "--gta5", game, *CPU)
+    assert done.status == 0, done.err
+    assert f"note: {trained} had no source; GTA5 is read as training does without further flags" in done.out
+    assert "GTA5, 6 pictures" in done.out
 
 
 def test_adabn_changes_statistics_alone_and_equals_the_plain_average(script, city, trained, tmp_path):

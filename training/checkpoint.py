@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
@@ -80,6 +81,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if checksum({key: value for key, value in content.items() if key != "format"}) != expected:
         raise UserError(f"{path}: damaged, its checksum does not fit its content")
     return content
+
+
+def checkpoint_file(text: str) -> Path:
+    """For argparse: a checkpoint, or a run's directory, which stands for its last one."""
+    path = Path(text)
+    if not path.is_dir() or (path / LAST).is_file():
+        return path / LAST if path.is_dir() else path
+    runs = sorted(str(found.parent) for found in path.glob(f"*/{LAST}"))
+    more = f"; name one of its runs: {', '.join(runs)}" if runs else "; name a checkpoint, or the directory of a run"
+    raise argparse.ArgumentTypeError(f"{path}: no {LAST} is there{more}")
 
 
 def load_newest(directory: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from utils import distributed
 from utils.errors import Parser, UserError
 from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, whole
 
+from .checkpoint import checkpoint_file
 from .gradients import PRECISIONS, default_precision
 
 FIRST = ("--demo", "--backbone", "--epochs", "--batch-size", "--seed", "--run-dir", "--resume")
@@ -131,7 +132,9 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
         "--allow-partial-weights", action="store_true",
         help="load the weights that fit, and list those that do not",
     )  # fmt: skip
-    network.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from the network of another run")
+    network.add_argument(
+        "--init", type=checkpoint_file, metavar="CHECKPOINT", help="start from the network of another run"
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument(
