@@ -22,7 +22,6 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from datasets import SegmentationSet
 from datasets.check import check
@@ -39,6 +38,7 @@ from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
 from training.resumption import FREE
+from utils.bar import tracked
 from utils.files import read_json, write_json
 from utils.flags import add_machine_flags, positive
 from utils.tables import result_tables
@@ -177,8 +177,8 @@ def _evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of one network, or of several as one; saves the pictures that were asked for."""
     loader = evaluation_loader(data, args.workers)
-    shown = tqdm(batches(loader), total=len(loader), desc=name, disable=None, leave=False)
-    return evaluate(model, shown, args.device, classes.names, _saver(args, data, classes, name, side_by_side))
+    loaded = tracked(batches(loader), len(loader), name)
+    return evaluate(model, loaded, args.device, classes.names, _saver(args, data, classes, name, side_by_side))
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:

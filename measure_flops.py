@@ -16,20 +16,16 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 # isort: split
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import DISCRIMINATORS, SEGMENTERS, Segmenter, build_discriminator, build_segmenter
 from models.deployment import Deployed
+from reporting.costs import count, example, networks
 from training.gradients import PRECISIONS
 from training.provenance import device_name
 from utils.files import write_atomically, write_json
@@ -96,48 +92,6 @@ def main() -> None:
                    | {"torch": str(torch.__version__), "networks": costs})  # fmt: skip
     if args.markdown is not None:
         write_atomically(args.markdown, lambda file: file.write((text + "\n").encode()))
-
-
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    """Every network on every backbone, its variants, and every discriminator: name -> what builds it."""
-    found: dict[str, Callable[[], nn.Module]] = {}
-    for name, network in SEGMENTERS.items():
-        for backbone in network.backbones:
-            for title, options in {"": {}, **network.variants}.items():
-                build = partial(build_segmenter, name, backbone=backbone, **options)
-                found[f"{name} {backbone} {title}".rstrip()] = build
-    return found | {f"discriminator {kind}": partial(build_discriminator, kind) for kind in DISCRIMINATORS}
-
-
-def example(model: nn.Module, size: tuple[int, int], batch_size: int = 1) -> Tensor:
-    """Zeros of the shape that the network takes: three channels, or as many classes as the discriminator sees."""
-    width, height = size
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    channels = 3 if isinstance(model, Segmenter) else first.in_channels
-    return torch.zeros(batch_size, channels, height, width)
-
-
-def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
-    """Parameters in training and in inference (the auxiliary heads exist in training only), fvcore's count, the
-    convolutions' MACs, FLOPs = 2 x MACs, and the operators that fvcore does not count with their number of calls."""
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        from fvcore.nn import FlopCountAnalysis  # here, where the warnings of its import are silenced too
-
-        analysis = FlopCountAnalysis(model, example(model, size))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        total, macs = analysis.total(), analysis.by_operator()["conv"]
-        uncounted = dict(analysis.unsupported_ops())
-    training = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        "parameters_training": training,
-        "parameters_inference": model.inference_parameters() if isinstance(model, Segmenter) else training,
-        "fvcore": int(total),
-        "conv_macs": int(macs),
-        "conv_flops": 2 * int(macs),
-        "not_counted_by_fvcore": uncounted,
-    }
 
 
 def timings(model: nn.Module, args: argparse.Namespace) -> dict[str, dict[str, float | None]]:

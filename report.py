@@ -5,9 +5,10 @@
     python report.py runs/* --out report/ --device cuda --pictures 8
 
 Directories are runs, or folders of runs. JSON files are eval.py's (AdaBN, means of several networks) and
-measure_flops.py's (the cost columns). --out writes report.html (self-contained), report.tex with tables/*.tex and
-figures/*.pdf (LaTeX), report.md and tables/*.md (Markdown) and tables/*.csv. What was not run says "not run". Written
-again, it replaces its own files; one that you changed stays, and the new one lies beside it as NAME.new.
+measure_flops.py's (latency; what it has not counted, the report counts). --out writes report.html (self-contained),
+report.tex with tables/*.tex, figures/*.pdf and references.bib (LaTeX), report.md and tables/*.md (Markdown) and
+tables/*.csv. What was not run says "not run". Written again, it replaces its own files; one that you changed stays, and
+the new one lies beside it as NAME.new.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reporting.comparison import comparison, in_order
+from reporting.costs import Costs, count_missing, read_costs
 from reporting.results import (
-    DAMAGED,
     Experiment,
     Measured,
     Unfinished,
@@ -34,10 +35,9 @@ from reporting.results import (
     read_unfinished,
     told_apart,
 )
-from reporting.sanity import cost_is_sane
-from reporting.tables import Costs, assigned_tables
+from reporting.student_tables import student_tables
+from reporting.tables import assignment_tables, counted_networks, runs_table
 from training.provenance import commit
-from utils.files import read_json
 from utils.flags import default_device, device, whole
 from utils.tables import markdown, mean_and_deviation
 
@@ -111,28 +111,6 @@ def read(places: Sequence[Path], left_out: list[str]) -> tuple[list[Measured], l
     return measured, unfinished, costs
 
 
-def read_costs(path: Path, costs: Costs) -> bool:
-    """Adds what a JSON file of measure_flops.py holds: counts of the first file that has a network, latency of the
-    first that timed it. False for another file."""
-    try:
-        content = read_json(path)
-        size = "x".join(str(side) for side in content["size"])
-        if not all(cost_is_sane(cost) for cost in content["networks"].values()):
-            return False
-        for name, cost in content["networks"].items():
-            own = costs.setdefault(name, {"counted_at": f"Counts at {size}, one picture."} | cost | {"timing": {}})
-            if not own["timing"] and cost.get("timing"):
-                variant = next(iter(cost["timing"]))
-                own["timing"] = cost["timing"]
-                own["timed_at"] = (
-                    f"Latency: median at {size}, batch {content['batch_size']}, {variant}, {content['device']}, torch "
-                    f"{content['torch']}."
-                )
-    except DAMAGED:
-        return False
-    return True
-
-
 def network(experiment: Experiment) -> str:
     """Script, network and size: what the printed table calls an experiment."""
     arguments, run = experiment.runs[0].config["arguments"], experiment.runs[0]
@@ -164,7 +142,9 @@ def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, l
     folder = OwnFolder(args.out)  # refuses before anything is computed
     found = in_order(found)
     finished = [experiment for experiment in found if experiment.finished]
-    tables = [*assigned_tables(finished, costs), comparison(finished)]
+    count_missing(costs, counted_networks(finished))
+    tables = [*assignment_tables(finished, costs), comparison(finished), *student_tables(finished, costs)]
+    tables.append(runs_table(finished))
     figures = [drawn(*chart) for chart in charts(found)]
     shown = scenes(finished, args.pictures, args.device, left_out.append) if args.pictures else []
     strips = {f"figures/scene-{number}.png": png(scene.strip()) for number, scene in enumerate(shown, start=1)}
@@ -178,6 +158,7 @@ def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, l
         "report.html": html_document(about, tables, figures, shown, left_out),
         "report.tex": latex_document(tables, figures, list(strips)),
         "report.md": markdown_document(about, tables, figures, list(strips), left_out),
+        "references.bib": (Path(__file__).parent / "reporting/references.bib").read_text(encoding="utf-8"),
     }
     for table in tables:
         for kind, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):

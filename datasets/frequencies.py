@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from utils.bar import tracked
 from utils.errors import UserError
 
 from .segmentation import SegmentationSet
@@ -20,8 +20,8 @@ def class_counts(data: SegmentationSet, workers: int, skip: bool = False) -> Ten
     row is 0.
     """
     loader = DataLoader(_Counts(data, skip), batch_size=None, num_workers=workers)
-    shown = tqdm(batches(loader), total=len(data), desc=f"class frequencies of {data.name}", disable=None, leave=False)
-    return torch.stack(list(shown))
+    counted = tracked(batches(loader), len(data), f"class frequencies of {data.name}", "picture")
+    return torch.stack(list(counted))
 
 
 def class_frequencies(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from utils.bar import tracked
 from utils.errors import UserError
 from utils.files import sync
 
@@ -104,7 +104,7 @@ def _array(
                 refused.append(f"{place} has {room:.1f} GB free")
                 continue
             print(f"{data.name}: preparing {kind} at {width}x{height}, {gigabytes:.2f} GB in {place}", flush=True)
-            shown = tqdm(_paused(loader, pause), total=len(loader), desc=name, disable=None, leave=False)
+            shown = tracked(_paused(loader, pause), len(loader), f"preparing {name}", "picture")
             _build(place / name, opened, partial(write, shape=shape, made_from=made_from, rows=iter(shown)))
             return opened(place / name)
         except (OSError, ValueError) as error:

@@ -9,8 +9,9 @@ from datasets.domains import TARGETS
 from utils.tables import NOT_RUN, Cell, Table
 
 from . import published
+from .published import NOTE, OTHER_REPORTS_NOTE
 from .results import Experiment
-from .tables import FIGURES, HEADLINE, NOTE, ORACLE, measured
+from .tables import FIGURES, HEADLINE, ORACLE, OTHERS, made, measured
 
 METHODS = (
     "upper bound", "source only", "source only + AdaBN", "adversarial, standard", "adversarial, depthwise",
@@ -67,13 +68,14 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
     for e in experiments:
         named.setdefault(e.method, []).append(e)
     for row, found in named.items():
-        others = published.METHODS.get(row, "-")
+        others = [published.METHODS.get(row, "-"), published.OTHER_REPORTS.get(row, "-")]
         for e in found:
-            rows.append([e.label, *measured(e), *_gap(e, experiments), e.figure("source", "miou"), others])
+            gap, differing = _gap(e, experiments)
+            rows.append([e.label, *measured(e), gap, *others, e.figure("source", "miou"), differing, *made(e)])
         if not found:
-            rows.append([row, *[NOT_RUN] * (len(FIGURES) + 5), others])
-    header = ("method", "setting", "runs", *FIGURES, "gap recovered (%)", "references differ in", "source mIoU (%)",
-              "published mIoU (%)")  # fmt: skip
+            rows.append([row, *[NOT_RUN] * (len(FIGURES) + 1), *others, *[NOT_RUN] * 4])
+    header = ("method", *FIGURES, "gap recovered (%)", "published mIoU (%)", OTHERS, "source mIoU (%)",
+              "references differ in", "runs", "setting")  # fmt: skip
     notes = (
         HEADLINE,
         ORACLE,
@@ -82,6 +84,7 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
         "pictures that differ least; compare only what differs in the method alone.",
         "Source: frames held out of the source's training set.",
         NOTE,
+        OTHER_REPORTS_NOTE,
     )
     return Table("comparison", "All adaptation methods", header, rows, notes)
 

@@ -56,7 +56,8 @@ class Measured:
     """One run's figures, or one evaluation's.
 
     target, oracle, source: `accuracy`, `miou` (fractions or None), `iou` (name -> fraction or None), ...; oracle and
-    source None where there is none. confusion: pixels, a row a label. history: the lines of metrics.jsonl.
+    source None where there is none. confusion: pixels, a row a label. history: the lines of metrics.jsonl. seconds: of
+    the whole run, None where it was not taken.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Measured:
     history: tuple[dict[str, Any], ...] = ()
     adapt_bn: bool = False
     members: tuple[str, ...] = ()
+    seconds: float | None = None
 
     @property
     def key(self) -> str:
@@ -208,7 +210,8 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
     if target_of(settings) is None:
         raise ValueError("no target is named")
     seed = config["arguments"]["seed"]
-    run = Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history)
+    run = Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history,
+                   seconds=history[-1].get("seconds") if history else None)  # fmt: skip
     _ = Experiment([run]).method, Experiment([run]).setting()
     return run
 
@@ -265,11 +268,20 @@ def experiments(runs: Sequence[Measured]) -> list[Experiment]:
 
 
 def told_apart(experiments: Sequence[Experiment], short: Callable[[Experiment], str]) -> list[str]:
-    """Each experiment's short name, with the settings that tell it from others of that name."""
+    """Each experiment's short name, with the settings that tell it from others of that name: where it has another
+    value than most of them, or, without a majority, than none and off."""
     named = []
     for own in experiments:
         alike = [other.settings for other in experiments if short(other) == short(own)]
-        differing = [k for k, v in own.settings.items() if any(other.get(k) != v for other in alike)]
-        words = " ".join([short(own), *(f"{key}={in_short(own.settings[key])}" for key in differing)])
+        keys = dict.fromkeys(key for settings in alike for key in settings)
+        differing = [key for key in keys if not _usual(own.settings.get(key), [s.get(key) for s in alike])]
+        words = " ".join([short(own), *(f"{key}={in_short(own.settings.get(key))}" for key in differing)])
         named.append("".join(letter if letter.isprintable() else "?" for letter in words))
     return named
+
+
+def _usual(value: Any, values: Sequence[Any]) -> bool:
+    """Whether it is what most have; without a majority, whether it is none or off."""
+    if 2 * max(map(values.count, values)) > len(values):
+        return 2 * values.count(value) > len(values)
+    return value is None or value is False

@@ -22,6 +22,11 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
 
 
+def is_duration(value: Any) -> bool:
+    """Seconds, or none: runs of before did not take them."""
+    return value is None or (is_number(value) and value >= 0)
+
+
 def figures_are_sane(figures: dict[str, Any], classes: Mapping[str, Any]) -> bool:
     """Fractions or None, one for each of `classes`, which have names."""
     values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in classes)]
@@ -61,7 +66,7 @@ def history_is_sane(history: Iterable[dict[str, Any]]) -> bool:
         mious = [figures["miou"] for figures in sets if figures["miou"] is not None]
         if not (is_count(entry["step"]) and all(map(is_number, (*mious, *entry["train"].values())))):
             return False
-        if not all(name.isidentifier() for name in entry["train"]):
+        if not all(name.isidentifier() for name in entry["train"]) or not is_duration(entry.get("seconds")):
             return False
     return True
 
@@ -69,4 +74,5 @@ def history_is_sane(history: Iterable[dict[str, Any]]) -> bool:
 def cost_is_sane(cost: dict[str, Any]) -> bool:
     """A network's costs, of measure_flops.py."""
     counts = [cost[key] for key in ("parameters_training", "parameters_inference", "fvcore", "conv_flops")]
-    return all(map(is_number, (*counts, *(timing["latency_median_ms"] for timing in cost.get("timing", {}).values()))))
+    times = [t[key] for t in cost.get("timing", {}).values() for key in ("latency_median_ms", "latency_p95_ms")]
+    return all(map(is_number, (*counts, *times)))

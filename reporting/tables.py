@@ -1,4 +1,4 @@
-"""The tables of a report: the assignment's 1 to 3 and the report's 1 to 5.
+"""The tables of a report: the assignment's 1 to 3 and its step 4, the costs, and where every figure comes from.
 
 A table has its rows whether or not they were run: a cell without a run says so, and never holds another's figure.
 """
@@ -9,38 +9,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from models import DISCRIMINATORS, SEGMENTERS
-from utils.tables import NOT_RUN, Cell, Table
+from utils.tables import NOT_RUN, Cell, Table, duration
 
 from . import published
-from .published import NOTE
-from .results import Experiment, class_names
+from .costs import Costs
+from .published import NOTE, OTHER_REPORTS_NOTE
+from .results import Experiment
 
-AUGMENTED = {(): "no augmentation", ("jitter",): "+ colour jitter", ("blur",): "+ Gaussian blur"}
-AUGMENTED |= {("jitter", "blur"): "+ both"}
 HEADLINE = "Headline: the last checkpoint, on the target's val set; mean ± sample deviation over runs (seeds)."
 ORACLE = "Oracle: the best epoch chosen by the target's own labels, which no adaptation has."
 FIGURES = ("accuracy (%)", "mIoU (%)", "oracle best mIoU (%)")
 
-Costs = dict[str, dict[str, Any]]
-"""Of measure_flops.py: network -> its figures, with `size` and, where it was timed, `timed_at` in words."""
-
-
-def assigned_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
-    """The assignment's tables and the report's. experiments: finished ones."""
-    segmenters = [f"{model} {backbone}" for model, backbone in networks()]
-    discriminators = [f"discriminator {kind}" for kind in DISCRIMINATORS]
+def assignment_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:
+    """The assignment's tables, and those of costs. experiments: finished ones."""
     return [
         upper_bound_table(experiments),
-        cost_table(costs, "assignment-1-costs", "Table 1, costs of the networks", segmenters),
-        shift_table(experiments),
-        adversarial_table(experiments),
-        cost_table(costs, "assignment-3-costs", "Table 3, costs of the discriminators", discriminators),
-        network_table(experiments, costs, 1, "deeplabv2", "resnet101"),
-        network_table(experiments, costs, 2, "bisenet", "resnet18"),
-        per_class(experiments, 3, "the domain shift, IoU per class", _shift_columns()),
-        per_class(experiments, 4, "augmentation, IoU per class", _augmentation_columns()),
-        per_class(experiments, 5, "adversarial adaptation, IoU per class", _adversarial_columns()),
+        adversarial_table(experiments, costs, 2, "Adversarial domain adaptation", ["standard"]),
+        adversarial_table(experiments, costs, 3, "Lightweight adversarial domain adaptation",
+                          [kind for kind in DISCRIMINATORS if kind != "standard"]),
+        variations_table(experiments),
+        cost_table(costs, "costs-networks", "Costs of the networks", [f"{m} {b}" for m, b in networks()]),
+        cost_table(costs, "costs-discriminators", "Costs of the discriminators", list(discriminators())),
     ]
+
+
+def counted_networks(experiments: Sequence[Experiment]) -> list[str]:
+    """Whose costs the tables need: the networks that were run, and the discriminators. As in measure_flops.py."""
+    run = dict.fromkeys(f"{e.settings['model']} {e.settings['backbone']}" for e in experiments)
+    return [*run, *discriminators()]
 
 
 # Which experiment fills which row
@@ -54,14 +50,6 @@ def upper_bound_on(model: str, backbone: str) -> Callable[[Experiment], bool]:
     return fits
 
 
-def source_only_with(looks: tuple[str, ...]) -> Callable[[Experiment], bool]:
-    def fits(e: Experiment) -> bool:
-        own = tuple(look for look in ("jitter", "blur", "recolour") if e.settings.get(look))
-        return e.plain and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
-
-    return fits
-
-
 def adversarial_with(kind: str) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
         wanted = {"discriminator": kind, "level": "output", "input": "softmax", "min_entropy": False}
@@ -72,32 +60,54 @@ def adversarial_with(kind: str) -> Callable[[Experiment], bool]:
     return fits
 
 
+def variation(step: str) -> Callable[[Experiment], bool]:
+    """A variation of the assignment's step 4."""
+    scripts = {"a": ("train_fda", "fda"), "b": ("train_fda", "lab"), "c": ("train_pseudo_labels", None),
+               "f": ("train_dacs", None)}  # fmt: skip
+
+    def fits(e: Experiment) -> bool:
+        if not e.plain:
+            return False
+        if step == "d":
+            return e.settings["model"] not in ("bisenet", "deeplabv2")
+        if step == "e":
+            return e.settings.get("loss", "ce") != "ce"
+        script, translation = scripts[step]
+        return e.script == script and translation in (None, e.settings.get("translation", "fda"))
+
+    return fits
+
+
 # The assignment's tables
 
 
 def measured(e: Experiment | None) -> list[Cell]:
-    """Setting, runs and `FIGURES`."""
+    """`FIGURES`."""
     if e is None:
-        return [NOT_RUN] * (2 + len(FIGURES))
-    figures = [e.figure("target", "accuracy"), e.figure("target", "miou"), e.figure("oracle", "miou")]
-    return [e.setting(), str(len(e.runs)), *figures]
+        return [NOT_RUN] * len(FIGURES)
+    return [e.figure("target", "accuracy"), e.figure("target", "miou"), e.figure("oracle", "miou")]
+
+
+def made(e: Experiment | None) -> list[Cell]:
+    """Runs and setting."""
+    return [NOT_RUN] * 2 if e is None else [str(len(e.runs)), e.setting()]
 
 
 Published = Sequence[tuple[str, str, str]]
 """By whom, accuracy, mIoU; an accuracy may be empty."""
 
 
-def students(others: Published) -> str:
-    """The student report's mIoU, empty where it has none."""
-    return {who: miou for who, _, miou in others}.get("student report", "")
+def _found(label: str, fits: Callable[[Experiment], bool], experiments: Sequence[Experiment]) -> list[
+    tuple[str, Experiment | None]
+]:  # fmt: skip
+    """A row's experiments: under its own label if there is one, under theirs if there are several."""
+    found = [e for e in experiments if fits(e)]
+    return [(label if len(found) < 2 else e.label, e) for e in found] or [(label, None)]
 
 
-def _rows(label: str, found: Sequence[Experiment], others: Published) -> list[list[Cell]]:
-    """A row for each experiment, or one that says "not run"; what others published stands beside each."""
-    figures = [f"{accuracy} / {miou} ({by})" if accuracy else f"{miou} ({by})" for by, accuracy, miou in others]
-    shown = "; ".join(figures) or "-"
-    labels = [label if len(found) < 2 else e.label for e in found] or [label]
-    return [[own, *measured(e), shown] for own, e in zip(labels, found or [None], strict=True)]
+def _shown(others: Published) -> str:
+    """What others published, accuracy and mIoU, each with its source."""
+    return "; ".join(f"{accuracy} / {miou} ({by})" if accuracy else f"{miou} ({by})" for by, accuracy, miou in others)
 
 
 def networks() -> list[tuple[str, str]]:
@@ -110,128 +120,139 @@ def titled(model: str, backbone: str) -> str:
     return f"{SEGMENTERS[model].title}, {SEGMENTERS[model].backbones[backbone]}"
 
 
+def discriminators() -> dict[str, str]:
+    """Every discriminator, as measure_flops.py names it -> its kind."""
+    return {f"discriminator {kind}": kind for kind in DISCRIMINATORS}
+
+
 PUBLISHED = "published: [accuracy /] mIoU (%)"
+OTHERS = "published: other reports of this assignment, mIoU (%)"
 
 
 def upper_bound_table(experiments: Sequence[Experiment]) -> Table:
     rows = []
     for model, backbone in networks():
-        found = [e for e in experiments if upper_bound_on(model, backbone)(e)]
-        rows += _rows(titled(model, backbone), found, published.UPPER_BOUND.get((model, backbone), ()))
-    title = "Assignment, Table 1: trained and tested on the target (step 2, upper bound)"
-    return Table("assignment-1", title, ("network", "setting", "runs", *FIGURES, PUBLISHED), rows, (HEADLINE, NOTE))
+        label = titled(model, backbone)
+        if model == "bisenet":  # the sheet's words
+            label = f"BiSeNet (50 epochs, {SEGMENTERS[model].backbones[backbone]} as backbone)"
+        elif model == "deeplabv2":
+            continue  # the student report's Table 1
+        others = _shown(published.UPPER_BOUND.get((model, backbone), ())) or "-"
+        theirs = published.OTHER_REPORTS["upper bound"] if (model, backbone) == ("bisenet", "resnet18") else "-"
+        for own, e in _found(label, upper_bound_on(model, backbone), experiments):
+            rows.append([own, *measured(e)[:2], others, theirs, *made(e)])
+    title = "Assignment, Table 1: trained and tested on the target (step 2, the upper bound)"
+    header = ("network", "accuracy (%)", "mIoU (%)", PUBLISHED, OTHERS, "runs", "setting")
+    return Table("assignment-1", title, header, rows, (HEADLINE, NOTE, OTHER_REPORTS_NOTE))
 
 
-def shift_table(experiments: Sequence[Experiment]) -> Table:
+def adversarial_table(
+    experiments: Sequence[Experiment], costs: Costs, number: int, label: str, kinds: Sequence[str]
+) -> Table:  # fmt: skip
+    """Table 2 or 3: adaptation with discriminators of these kinds, the sheet's first, and what those cost."""
+    rows, counted = [], set()
+    for place, kind in enumerate(kinds):
+        name = f"discriminator {kind}"
+        cost, (parameters, flops, _) = costs.get(name), published.COSTS.get(name, ("-", "-", "-"))
+        own_costs = [NOT_RUN] * 2 if cost is None else [f"{cost['parameters_training']:,}", flops_of(cost)]
+        counted |= set() if cost is None else {cost["counted_at"]}
+        others = [
+            _shown(published.ADVERSARIAL.get(kind, ())) or "-",
+            "-" if parameters == "-" else f"{parameters}; {flops}",
+            published.OTHER_REPORTS.get(f"adversarial, {kind}", "-"),
+        ]
+        words = f"{kind} discriminator" if place else label
+        for own, e in _found(words, adversarial_with(kind), experiments):
+            rows.append([own, *measured(e)[:2], *own_costs, *others, *made(e)])
+    header = ("", "accuracy (%)", "mIoU (%)", "total parameters", "FLOPs", PUBLISHED, "published: parameters; FLOPs",
+              OTHERS, "runs", "setting")  # fmt: skip
+    notes = (
+        HEADLINE,
+        "Parameters and FLOPs are the discriminator's, as in the sheet: it works in training only. FLOPs are twice the "
+        "convolutions' multiply-accumulates.",
+        *sorted(counted),
+        NOTE,
+        published.SHEET_NOTE,
+        *((published.STUDENT_NOTE,) if "standard" in kinds else ()),
+        OTHER_REPORTS_NOTE,
+    )
+    title = f"Assignment, Table {number}: {label} ({kinds[0]} discriminator)"
+    return Table(f"assignment-{number}", title, header, rows, notes)
+
+
+STEP_4 = {
+    "a": ("FDA", "FDA, beta 0.05"),
+    "b": ("LAB", "LAB"),
+    "c": ("pseudo-labels", "pseudo-labels"),
+    "d": ("a different real-time network", ""),
+    "e": ("a loss against class imbalance", ""),
+    "f": ("an extension: DACS", "DACS"),
+}
+"""Variation -> its words, and which of the other reports' figures stand beside it."""
+
+
+def variations_table(experiments: Sequence[Experiment]) -> Table:
     rows = []
-    for looks, label in AUGMENTED.items():
-        found = [e for e in experiments if source_only_with(looks)(e)]
-        rows += _rows(f"BiSeNet, {label}", found, (("student report", "", published.AUGMENTATION[looks]),))
-    title = "Assignment, Table 2: the domain shift, trained on the source and tested on the target (step 3a)"
-    notes = (HEADLINE, ORACLE, NOTE)
-    return Table("assignment-2", title, ("run", "setting", "runs", *FIGURES, PUBLISHED), rows, notes)
+    for step, (words, other) in STEP_4.items():
+        for own, e in _found(words, variation(step), experiments):
+            rows.append([f"{step}) {own}", *measured(e)[:2], published.OTHER_REPORTS.get(other, "-"), *made(e)])
+    header = ("variation", "accuracy (%)", "mIoU (%)", OTHERS, "runs", "setting")
+    return Table("assignment-4", "Assignment, step 4: variations", header, rows, (HEADLINE, OTHER_REPORTS_NOTE))
 
 
-def adversarial_table(experiments: Sequence[Experiment]) -> Table:
-    rows = []
-    for kind in DISCRIMINATORS:
-        found = [e for e in experiments if adversarial_with(kind)(e)]
-        rows += _rows(f"{kind} discriminator", found, published.ADVERSARIAL.get(kind, ()))
-    title = "Assignment, Table 3: adversarial adaptation (step 3b)"
-    notes = (HEADLINE, ORACLE, NOTE, "The student report's 23.9 was trained with jitter, blur and flip: its baseline "
-             "is 24.2, not 20.8.")  # fmt: skip
-    return Table("assignment-3", title, ("run", "setting", "runs", *FIGURES, PUBLISHED), rows, notes)
+def flops_of(cost: dict[str, Any]) -> str:
+    """As the sheet writes them: `30.88e9`."""
+    return f"{cost['conv_flops'] / 1e9:.2f}e9"
 
 
 def cost_table(costs: Costs, file: str, title: str, names: Sequence[str]) -> Table:
     """names: as in measure_flops.py."""
     header = (
         "network", "parameters, training", "parameters, inference", "fvcore's count (G)", "FLOPs = 2 x conv MACs (G)",
-        "latency (ms)", "published parameters", "published count", "published latency (ms)",
+        "latency (ms), median [95th percentile]", "published parameters", "published count", "published latency (ms)",
     )  # fmt: skip
-    rows = [[name, *_cost_cells(costs.get(name)), *published.COSTS.get(name, ("-", "-", "-"))] for name in names]
-    said = {cost["counted_at"] for cost in costs.values()} | {c["timed_at"] for c in costs.values() if "timed_at" in c}
-    return Table(file, f"Assignment, {title}", header, rows, (*sorted(said), NOTE))
+    rows = [[name, *cost_cells(costs.get(name)), *published.COSTS.get(name, ("-", "-", "-"))] for name in names]
+    own = [costs[name] for name in names if name in costs]
+    said = {cost["counted_at"] for cost in own} | {c["timed_at"] for c in own if "timed_at" in c}
+    uneven = [name for name in names if name in costs and _uneven(costs[name])]
+    warned = (f"The timing of {', '.join(uneven)} is uneven: the 95th percentile is more than half above the median. "
+              "Something else was at work; measure again on a quiet machine.",) if uneven else ()  # fmt: skip
+    return Table(file, title, header, rows, (*warned, *sorted(said), NOTE))
 
 
-def _cost_cells(cost: dict[str, Any] | None) -> list[Cell]:
+def _timing(cost: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the variant that is shown, None where nothing was timed."""
+    return next(iter(cost.get("timing", {}).values()), None)
+
+
+def _uneven(cost: dict[str, Any]) -> bool:
+    timing = _timing(cost)
+    return timing is not None and timing["latency_p95_ms"] > 1.5 * timing["latency_median_ms"]
+
+
+def cost_cells(cost: dict[str, Any] | None) -> list[Cell]:
     """Both numbers of parameters, fvcore's count, FLOPs, latency."""
     if cost is None:
         return [NOT_RUN] * 5
     parameters = [f"{cost['parameters_training']:,}", f"{cost['parameters_inference']:,}"]
-    timing = next(iter(cost.get("timing", {}).values()), None)
-    latency = NOT_RUN if timing is None else f"{timing['latency_median_ms']:.1f}"
+    timing = _timing(cost)
+    latency = NOT_RUN
+    if timing is not None:
+        latency = f"{timing['latency_median_ms']:.1f} [{timing['latency_p95_ms']:.1f}]"
     return [*parameters, f"{cost['fvcore'] / 1e9:.2f}", f"{cost['conv_flops'] / 1e9:.2f}", latency]
 
 
-# The report's tables
+# Where the figures come from
 
 
-def network_table(experiments: Sequence[Experiment], costs: Costs, number: int, model: str, backbone: str) -> Table:
-    """One network on the target, a line a figure."""
-    found = [e for e in experiments if upper_bound_on(model, backbone)(e)]
-    cost = _cost_cells(costs.get(f"{model} {backbone}"))
-    student = students(published.UPPER_BOUND[model, backbone])
-    parameters, count, latency = published.COSTS[f"{model} {backbone}"]
-    columns = [("measured" if len(found) < 2 else e.setting(), e) for e in found] or [("measured", None)]
-    values = [measured(e) for _, e in columns]
-    rows: list[list[Cell]] = [
-        [title, *(value[place] for value in values), other]
-        for place, (title, other) in enumerate(
-            zip(("setting", "runs", *FIGURES), ("-", "-", "-", student, "-"), strict=True)
-        )
-    ]
-    for title, place, other in (("parameters, training", 0, parameters), ("parameters, inference", 1, "-"),
-                                ("fvcore's count (G)", 2, count), ("latency (ms)", 4, latency)):  # fmt: skip
-        rows.append([title, *([cost[place]] * len(columns)), other])
-    title = f"Report, Table {number}: {titled(model, backbone)}"
-    return Table(f"report-{number}", title, ("", *(c for c, _ in columns), "published (student report)"), rows,
-                 (HEADLINE, NOTE))  # fmt: skip
-
-
-Column = tuple[str, Callable[[Experiment], bool], dict[str, str] | None, str]
-"""Title, whose experiments, what others published per class and as its mean."""
-
-
-def _shift_columns() -> list[Column]:
-    none, bisenet = (), ("bisenet", "resnet18")
-    return [
-        ("upper bound", upper_bound_on(*bisenet), None, students(published.UPPER_BOUND[bisenet])),
-        ("source only", source_only_with(none), published.PER_CLASS[none], published.AUGMENTATION[none]),
-    ]
-
-
-def _augmentation_columns() -> list[Column]:
-    return [
-        (label, source_only_with(looks), published.PER_CLASS[looks], published.AUGMENTATION[looks])
-        for looks, label in AUGMENTED.items()
-    ]
-
-
-def _adversarial_columns() -> list[Column]:
-    return [
-        (kind, adversarial_with(kind), published.PER_CLASS.get(kind), students(published.ADVERSARIAL.get(kind, ())))
-        for kind in DISCRIMINATORS
-    ]
-
-
-def per_class(experiments: Sequence[Experiment], number: int, title: str, columns: Sequence[Column]) -> Table:
-    """A line a class; a column for each experiment of a kind, and beside it the published one."""
-    header, cells = ["IoU (%)"], []
-    classes = class_names([e for e in experiments if any(fits(e) for _, fits, _, _ in columns)])
-    classes = classes or tuple(published.PER_CLASS[()])
-    lines = (*classes, "mean")
-    for label, fits, others, mean in columns:
-        found = [e for e in experiments if fits(e)]
-        for e in found:
-            header.append(label if len(found) == 1 else e.label)
-            cells.append([e.figure("target", line if line != "mean" else "miou") for line in lines])
-        if not found:
-            header.append(label)
-            cells.append([NOT_RUN] * len(lines))
-        if others or mean:
-            header.append(f"{label}, published")
-            cells.append([*((others or {}).get(line, "-") for line in classes), mean])
-    rows = [[line, *(column[place] for column in cells)] for place, line in enumerate(lines)]
-    notes = (HEADLINE, "A dash: no pixel of the class in the evaluated pictures, or nothing published.", NOTE)
-    return Table(f"report-{number}", f"Report, Table {number}: {title}", tuple(header), rows, notes)
+def runs_table(experiments: Sequence[Experiment]) -> Table:
+    """Where every figure comes from: a line a run. An evaluation's checkpoints have theirs already."""
+    rows = []
+    for e in experiments:
+        for run in e.runs if e.plain else ():
+            config, seconds = run.config, run.seconds
+            rows.append([run.name, e.label, str(config.get("command") or "-"), str(config.get("commit") or "-")[:12],
+                         str(config.get("device") or "-"), "-" if seconds is None else duration(seconds)])  # fmt: skip
+    header = ("run", "experiment", "command", "commit", "device", "duration")
+    notes = ("Duration: of training and evaluation, pauses left out. A commit with + had changes on top.",)
+    return Table("runs", "Runs", header, rows, notes)

@@ -15,7 +15,8 @@ from models.gradcam import layer_named
 from models.layers import resize
 from models.segmenter import Segmenter, Settings
 from models.weights import ImageNet, WeightsError, load_backbone
-from reporting.tables import assigned_tables
+from reporting.student_tables import student_tables
+from reporting.tables import assignment_tables
 from training.flags import training_parser
 
 NETWORKS = {name: build for name, build in measure_flops.networks().items() if not name.startswith("discriminator")}
@@ -124,9 +125,9 @@ def test_a_new_network_is_a_line_in_the_table(script, city, tmp_path):
                   "--precisions", "fp32", "--device", "cpu")  # fmt: skip
     assert "toy plain" in done.out
 
-    tables = {table.name: table for table in assigned_tables([], {})}
+    tables = {table.name: table for table in assignment_tables([], {})}
     assert "Toy-Net, three convolutions" in [row[0] for row in tables["assignment-1"].rows]
-    assert "toy plain" in [row[0] for row in tables["assignment-1-costs"].rows]
+    assert "toy plain" in [row[0] for row in tables["costs-networks"].rows]
 
 
 @pytest.mark.usefixtures("toy")
@@ -179,7 +180,7 @@ def test_a_new_discriminator_is_a_line_in_the_table(script, game, city, tmp_path
                   "--discriminator", "pointwise", "--run-dir", tmp_path / "run")  # fmt: skip
     assert done.status == 0, done.err
     assert "| discriminator pointwise" in script("measure_flops", "--only", "pointwise", "--no-latency").out
-    tables = {table.name: table for table in assigned_tables([], {})}
+    tables = {table.name: table for table in (*assignment_tables([], {}), *student_tables([], {}))}
     assert "pointwise discriminator" in [row[0] for row in tables["assignment-3"].rows]
-    assert "discriminator pointwise" in [row[0] for row in tables["assignment-3-costs"].rows]
+    assert "discriminator pointwise" in [row[0] for row in tables["costs-discriminators"].rows]
     assert "pointwise" in tables["report-5"].header

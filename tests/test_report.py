@@ -25,15 +25,16 @@ from datasets.pictures import WRONG, errors
 from models import SEGMENTERS
 from reporting.comparison import METHODS, comparison
 from reporting.documents import Drawn, html_document, markdown_document
-from reporting.figures import charts, series
+from reporting.figures import MAIN, charts, series
 from reporting.manifest import OwnFolder
 from reporting.published import PER_CLASS
 from reporting.results import experiments, find_runs, read_run
-from reporting.tables import assigned_tables
+from reporting.student_tables import student_tables
+from reporting.tables import OTHERS, assignment_tables, cost_table
 from training.board import WIDTH, dense, pictured
 from training.methods import method_name, started_from
 from utils.errors import UserError
-from utils.tables import NOT_RUN, Table, latex
+from utils.tables import NOT_RUN, Table, duration, latex
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,9 @@ def runs(tmp_path_factory):
     for seed in (0, 1):
         options = (*model, "--epochs", 1, "--seed", seed, "--source-holdout", 0.3)
         run_once(*source_only(game, city, folder / f"source-{seed}", *options))
-    run_once("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, *model,
-             "--source-holdout", 0.3, "--epochs", 2, "--run-dir", folder / "adversarial")  # fmt: skip
+    for kind, name in (("standard", "adversarial"), ("depthwise", "depthwise")):
+        run_once("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, *model, "--discriminator",
+                 kind, "--source-holdout", 0.3, "--epochs", 2, "--run-dir", folder / name)  # fmt: skip
     sources = [folder / f"source-{seed}/checkpoint_last.pt" for seed in (0, 1)]
     run_once("eval", *sources, "--adapt-bn", "--json", folder / "adabn.json", "--workers", 0, "--device", "cpu")
     flags = ("--size", "64x32", "--only", "resnet18", "--runs", 1, "--device", "cpu")
@@ -72,7 +74,8 @@ def copied(runs, tmp_path):
 def whole(runs, tmp_path_factory):
     """The report of all of them."""
     out = tmp_path_factory.mktemp("whole") / "report"
-    inputs = [runs / name for name in ("upper", "source-0", "source-1", "adversarial", "adabn.json", "costs.json")]
+    inputs = [runs / name for name in ("upper", "source-0", "source-1", "adversarial", "depthwise",
+                                       "adabn.json", "costs.json")]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(SEGMENTERS, "tiny")  # as a user's report has it
         run_once("report", *inputs, "--out", out, "--pictures", 2, "--device", "cpu")
@@ -143,8 +146,8 @@ def check_latex(text, folder=None):
 
 
 def test_the_report_holds_every_table_in_three_forms(whole):
-    names = {f"assignment-{n}" for n in (1, 2, 3, "1-costs", "3-costs")} | {f"report-{n}" for n in range(1, 6)}
-    names |= {"comparison"}
+    names = {f"assignment-{n}" for n in range(1, 5)} | {f"report-{n}" for n in range(1, 6)}
+    names |= {"comparison", "costs-networks", "costs-discriminators", "runs"}
     assert {path.name for path in (whole / "tables").iterdir()} == {
         f"{n}.{k}" for n in names for k in ("md", "tex", "csv")
     }
@@ -166,11 +169,16 @@ def test_report_html_is_one_file_that_a_phone_can_show(whole):
         assert image["alt"]
         Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))).load()
     tables = text.count("<table>")
-    assert tables == 11
+    assert tables == 13
     assert text.count("<div class=wide><table>") == tables  # each scrolls in its own box
     targets = {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
     assert targets <= {attributes.get("id") for _, attributes in page.tags}
-    assert {"Tables", "Curves", "Classes", "Confusion", "Pictures"} <= targets
+    folded = {"all-methods", "step-4", "costs", "curves", "classes", "confusion", "pictures", "runs"}
+    assert {f"assignment-{n}" for n in (1, 2, 3)} | folded <= targets
+    opening = text.partition("<details>")[0]  # what is there before anything is unfolded
+    order = [opening.index(f'id="{name}"') for name in ("methods", "assignment-1", "assignment-2", "assignment-3")]
+    assert order == sorted(order)
+    assert "confusion-1" not in opening
 
 
 def test_report_tex_is_a_papers_skeleton_whose_files_are_there(whole):
@@ -178,20 +186,72 @@ def test_report_tex_is_a_papers_skeleton_whose_files_are_there(whole):
     check_latex(text, whole)
     headings = re.findall(r"\\section\{(.*?)\}", text)
     assert headings == ["Introduction", "Related work", "Method", "Experiments", "Conclusion"]
-    assert len(re.findall(r"\\input\{", text)) == 11
+    assert len(re.findall(r"\\input\{", text)) == 13
+    cited = set(re.findall(r"\\cite\{(\w+)\}", text))
+    assert cited == set(re.findall(r"@\w+\{(\w+),", (whole / "references.bib").read_text()))
+    assert {"methods", "curve-miou-target"} <= set(re.findall(r"figures/([\w-]+)\.pdf", text)) <= set(MAIN)
     for part in text.split(r"\clearpage"):
         assert len(re.findall(r"\\input\{|\\begin\{figure\}", part)) < 18  # LaTeX keeps no more floats in mind
     assert set(re.findall(r"\\usepackage(?:\[.*?\])?\{(\w+)\}", text)) == {"geometry", "array", "booktabs", "graphicx"}
     assert all(path.read_bytes().startswith(b"%PDF") for path in (whole / "figures").glob("*.pdf"))
 
 
+def test_the_assignments_tables_are_as_the_sheet_has_them(whole, runs):
+    """One upper bound, one adversarial run and one with the depthwise discriminator fill Tables 1, 2 and 3; the costs
+    are counted by the report itself."""
+
+    def figures(name):
+        result = json.loads((runs / name / "result.json").read_text())
+        return [repr(100 * result[figure]) for figure in ("accuracy", "miou")]
+
+    first = table(whole, "assignment-1")
+    header = ["network", *FIGURE_COLUMNS, "published: [accuracy /] mIoU (%)", OTHERS, "runs", "setting"]
+    assert list(first[0]) == header
+    setting = "48x32, 2 x 2, from scratch"
+    rows = [
+        ["BiSeNet (50 epochs, ResNet-18 as backbone)", *filled(figures("upper")),
+         "71.5 / 45.6 (assignment sheet); 41.8 (student report)", "47 to 54", "1", setting],
+        ["BiSeNet (50 epochs, ResNet-101 as backbone)", *[NOT_RUN, ""] * 2,
+         "80.5 / 54.7 (public report of the sheet's year)", "-", NOT_RUN, NOT_RUN],
+    ]  # fmt: skip
+    assert [list(row.values()) for row in first] == rows
+
+    header = ["", *FIGURE_COLUMNS, "total parameters", "FLOPs", "published: [accuracy /] mIoU (%)",
+              "published: parameters; FLOPs", OTHERS, "runs", "setting"]  # fmt: skip
+    setting = "48x32, 4 x 2, from scratch"
+    second, third = table(whole, "assignment-2"), table(whole, "assignment-3")
+    assert list(second[0]) == list(third[0]) == header
+    assert [list(row.values()) for row in second] == [
+        ["Adversarial domain adaptation", *filled(figures("adversarial")), "2,781,121", "30.88e9",
+         "66.8 / 28.8 (assignment sheet); 23.9 (student report)", "2.781 M; 30.89e9 (2 x MACs, with upsampling)",
+         "33.2", "1", setting],
+    ]  # fmt: skip
+    assert [list(row.values()) for row in third] == [
+        ["Lightweight adversarial domain adaptation", *filled(figures("depthwise")), "189,424", "2.14e9",
+         "70.6 / 30.7 (assignment sheet)", "189.424 K; 21.47e8 (2 x MACs, with upsampling)", "-", "1", setting],
+    ]  # fmt: skip
+    assert "Table 2: Adversarial domain adaptation" in (whole / "tables/assignment-2.md").read_text()
+    assert "Table 3: Lightweight adversarial domain adaptation" in (whole / "tables/assignment-3.md").read_text()
+
+
+FIGURE_COLUMNS = ["accuracy (%), mean", "accuracy (%), deviation", "mIoU (%), mean", "mIoU (%), deviation"]
+
+
+def filled(figures):
+    """Accuracy and mIoU of one run, which has no deviation."""
+    return [cell for figure in figures for cell in (figure, "")]
+
+
 def test_measured_and_published_figures_stand_in_columns_of_their_own(whole, runs):
-    (row,) = [row for row in table(whole, "assignment-2") if row["run"] == "BiSeNet, no augmentation"]
+    methods = {row["method"]: row for row in table(whole, "comparison")}
+    row = methods["source only"]
     mious = [100 * json.loads((runs / f"source-{seed}/result.json").read_text())["miou"] for seed in (0, 1)]
     assert float(row["mIoU (%), mean"]) == pytest.approx(np.mean(mious))
     assert float(row["mIoU (%), deviation"]) == pytest.approx(np.std(mious, ddof=1), abs=1e-9)
     assert row["runs"] == "2"
-    assert row["published: [accuracy /] mIoU (%)"] == "20.8 (student report)"
+    assert row["published mIoU (%)"].startswith("20.8 (student report)")
+    assert methods["DACS"][OTHERS] == "40.6"
+    assert "multi-level, an oracle" in methods["MinEnt"]["published mIoU (%)"]
     shift = {row["IoU (%)"]: row for row in table(whole, "report-3")}
     assert {name: shift[name]["source only, published"] for name in CLASS_NAMES} == PER_CLASS[()]
     iou = json.loads((runs / "source-0/result.json").read_text())["iou"]["sky"]
@@ -200,9 +260,9 @@ def test_measured_and_published_figures_stand_in_columns_of_their_own(whole, run
 
 
 def test_what_was_not_run_says_so(whole):
-    jitter = table(whole, "assignment-2")[1]
-    assert jitter["run"] == "BiSeNet, + colour jitter"
-    assert [jitter[column] for column in ("setting", "runs", "accuracy (%), mean", "mIoU (%), mean")] == [NOT_RUN] * 4
+    variations = {row["variation"]: row for row in table(whole, "assignment-4")}
+    row = variations["d) a different real-time network"]
+    assert [row[column] for column in ("setting", "runs", *FIGURE_COLUMNS[::2])] == [NOT_RUN] * 4
     assert {row["'+ both"] for row in table(whole, "report-4")} == {NOT_RUN}
     assert {row["measured"] for row in table(whole, "report-1")} == {NOT_RUN}
     methods = {row["method"]: row for row in table(whole, "comparison")}
@@ -211,16 +271,58 @@ def test_what_was_not_run_says_so(whole):
     assert methods["DACS"]["gap recovered (%), mean"] == NOT_RUN
 
 
-def test_costs_come_from_measure_flops_alone(whole, runs):
-    first, second, _ = table(whole, "assignment-1-costs")
+def test_latency_comes_from_measure_flops_alone(whole, runs):
+    first, second, _ = table(whole, "costs-networks")
     assert first["parameters, training"] == "12,068,672"
     assert first["published count"] == "25.78 G (fvcore's)"
-    timing = json.loads((runs / "costs.json").read_text())["networks"]["bisenet resnet18"]["timing"]
-    assert first["latency (ms)"] == f"{timing['fp32']['latency_median_ms']:.1f}"
-    assert second["parameters, training"] == NOT_RUN
-    note = (whole / "tables/assignment-1-costs.md").read_text()
+    timing = json.loads((runs / "costs.json").read_text())["networks"]["bisenet resnet18"]["timing"]["fp32"]
+    shown = f"{timing['latency_median_ms']:.1f} [{timing['latency_p95_ms']:.1f}]"
+    assert first["latency (ms), median [95th percentile]"] == shown
+    assert second["parameters, training"] == NOT_RUN  # no run has that network
+    note = (whole / "tables/costs-networks.md").read_text()
     assert "Counts at 64x32" in note
     assert "Latency: median at 64x32, batch 1, fp32" in note
+    (_, depthwise) = table(whole, "costs-discriminators")
+    assert depthwise["latency (ms), median [95th percentile]"] == NOT_RUN
+    assert "Counts at 1024x512" in (whole / "tables/costs-discriminators.md").read_text()
+
+
+def test_an_uneven_timing_is_warned_of():
+    cost = {"parameters_training": 1, "parameters_inference": 1, "fvcore": 1, "conv_flops": 2, "counted_at": "."}
+    for high, warned in ((1.4, False), (1.6, True)):
+        timing = {"fp32": {"latency_median_ms": 1.0, "latency_p95_ms": high}}
+        made = cost_table({"net": cost | {"timing": timing}}, "costs", "Costs", ["net"])
+        assert any("net is uneven" in note for note in made.notes) == warned
+
+
+def test_every_run_says_where_it_comes_from(whole, runs):
+    rows = {row["run"]: row for row in table(whole, "runs")}
+    assert set(rows) == {"upper", "source-0", "source-1", "adversarial", "depthwise"}
+    config = json.loads((runs / "adversarial/config.json").read_text())
+    row = rows["adversarial"]
+    assert row["experiment"] == "adversarial, standard"
+    assert row["command"] == config["command"]
+    assert row["device"] == config["device"]
+    assert row["commit"] == (config["commit"] or "-")[:12]
+    seconds = json.loads((runs / "adversarial/result.json").read_text())["seconds"]
+    assert row["duration"] == duration(seconds)
+
+
+def test_a_duration_is_read_at_a_glance():
+    assert [duration(s) for s in (7.4, 99, 100, 5999, 6000, 100_000)] == [
+        "7 s", "99 s", "2 min", "1 h 40 min", "1 h 40 min", "1 d 3 h"]  # fmt: skip
+
+
+def test_experiments_that_differ_in_one_flag_differ_in_its_name_alone(copied):
+    made = []
+    for number, changed in enumerate(({}, {}, {"batch_size": 4}, {"flip": 0.1})):
+        made.append(copied("source-0", str(number)))
+        config = json.loads((made[-1] / "config.json").read_text())
+        config["arguments"] |= {"limit": number} if number == 1 else {}
+        config["arguments"] |= changed
+        (made[-1] / "config.json").write_text(json.dumps(config))
+    labels = [e.label for e in experiments([read_run(path) for path in made])]
+    assert labels == ["source only", "source only limit=1", "source only batch_size=4", "source only flip=0.1"]
 
 
 def test_adabn_is_a_row_of_its_own_and_means_are_left_in(whole, runs):
@@ -232,7 +334,7 @@ def test_adabn_is_a_row_of_its_own_and_means_are_left_in(whole, runs):
     assert float(methods["mean of 2 (source only) + AdaBN"]["mIoU (%), mean"]) == pytest.approx(
         100 * records[2]["miou"]
     )
-    assert table(whole, "assignment-2")[0]["runs"] == "2"
+    assert methods["source only"]["runs"] == "2"
 
 
 def test_curves_bars_matrices_and_pictures_are_drawn(whole):
@@ -240,12 +342,13 @@ def test_curves_bars_matrices_and_pictures_are_drawn(whole):
     expected = {
         "curve-miou-target",
         "curve-miou-source",
-        "curve-loss",
-        "curve-adversarial",
+        "curve-losses",
+        "curve-discriminator",
+        "methods",
         "per-class-1",
         "confusion-1",
     }
-    expected |= {"curve-discriminator-accuracy-source", "curve-discriminator-accuracy-target", "scene-1", "scene-2"}
+    expected |= {"scene-1", "scene-2"}
     assert expected <= drawn
     assert not any("gradient" in name for name in drawn)
 
@@ -264,18 +367,18 @@ def test_gap_recovered_is_taken_seed_by_seed(copied):
     found = experiments([read_run(path) for path in made])
     rows = {row[0]: row for row in comparison(found).rows}
     # The upper bound has no seed 1, so the means are compared: (0.3 - 0.15) / (0.5 - 0.15).
-    assert rows["adversarial, standard"][6] == pytest.approx([100 * 0.15 / 0.35])
-    assert rows["source only"][6] == "-"
+    assert rows["adversarial, standard"][4] == pytest.approx([100 * 0.15 / 0.35])
+    assert rows["source only"][4] == "-"
     made.append(copied("upper", "u1", miou=0.4))
     config = json.loads((made[4] / "config.json").read_text())
     config["arguments"]["seed"] = 1
     (made[4] / "config.json").write_text(json.dumps(config))
     rows = {row[0]: row for row in comparison(experiments([read_run(path) for path in made])).rows}
-    assert rows["adversarial, standard"][6] == pytest.approx([100 * 0.1 / 0.2])
-    assert rows["adversarial, standard"][7] == "-"
+    assert rows["adversarial, standard"][4] == pytest.approx([100 * 0.1 / 0.2])
+    assert rows["adversarial, standard"][8] == "-"
     without = [read_run(path) for path in made if path.name[0] != "u"]
     rows = {row[0]: row for row in comparison(experiments(without)).rows}
-    assert rows["adversarial, standard"][6] == NOT_RUN
+    assert rows["adversarial, standard"][4] == NOT_RUN
     assert rows["upper bound"][4] == NOT_RUN
 
 
@@ -288,8 +391,8 @@ def test_references_of_another_size_are_none_and_other_settings_are_named(copied
         rows = comparison(experiments([read_run(path) for path in made])).rows
         return next(row for row in rows if row[0].startswith("adversarial, standard") and row[1] != NOT_RUN)
 
-    assert row(jitter=True, lr=0.5)[7] == "epochs, jitter, lr"
-    assert row(size=[64, 32])[6] == NOT_RUN
+    assert row(jitter=True, lr=0.5)[8] == "epochs, jitter, lr"
+    assert row(size=[64, 32])[4] == NOT_RUN
 
 
 def test_methods_are_named_as_in_the_literature(runs):
@@ -343,12 +446,13 @@ def test_report_groups_seeds_and_tells_settings_apart(script, copied):
 
 def test_a_folder_of_runs_stands_for_them(runs, tmp_path):
     found, files = find_runs([runs, runs / "upper", runs / "costs.json", tmp_path])
-    assert [path.name for path in found[:4]] == ["adversarial", "source-0", "source-1", "upper"]
-    assert found[4:] == [tmp_path]  # to be named as no run
+    assert [path.name for path in found[:4]] == ["adversarial", "depthwise", "source-0", "source-1"]
+    assert [path.name for path in found[4:-1]] == ["upper"]
+    assert found[5:] == [tmp_path]  # to be named as no run
     assert files == [runs / "costs.json"]
     (tmp_path / "outer").mkdir()
     (tmp_path / "outer/bands").symlink_to(runs)
-    assert [path.name for path in find_runs([tmp_path / "outer"])[0]] == [path.name for path in found[:4]]
+    assert [path.name for path in find_runs([tmp_path / "outer"])[0]] == [path.name for path in found[:5]]
 
 
 # Runs that are not whole, folders that are not ours
@@ -406,7 +510,7 @@ def test_whatever_is_damaged_in_a_run_is_named_or_harmless(runs, copied):
             except UserError as error:
                 refused += str(run) in str(error)
                 continue
-            for table in (*assigned_tables(found, {}), comparison(found)):
+            for table in (*assignment_tables(found, {}), *student_tables(found, {}), comparison(found)):
                 assert table.markdown()
                 assert table.latex()
                 assert table.csv()
@@ -507,8 +611,8 @@ def test_every_chart_has_labelled_axes_and_a_legend_that_hides_nothing(runs):
     for name, caption, figure in charts(found):
         figure.draw_without_rendering()
         axes = figure.axes[0]
-        assert axes.get_xlabel(), name
-        assert axes.get_ylabel() or name.startswith("per-class"), name
+        assert figure.axes[-1].get_xlabel() or name.startswith("confusion"), name
+        assert axes.get_ylabel() or name.startswith(("per-class", "methods")), name
         assert caption.endswith(".")
         for box in figure.legends:
             assert not box.get_window_extent().overlaps(axes.get_window_extent()), name

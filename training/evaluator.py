@@ -14,6 +14,7 @@ from datasets.appearance import to_float
 from datasets.labels import Classes
 from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
+from utils.bar import tracked
 from utils.distributed import rank, ranks, share_buffers
 from utils.interruption import worker_signals
 
@@ -60,7 +61,8 @@ class Evaluator:
                 self._prepared[data.name] = self.prepare(data, with_labels=False)  # labels stay at their own size
             loader = evaluation_loader(self._prepared[data.name], self.workers, worker_signals, (rank(), ranks()))
             share_buffers(network)
-            found[name] = evaluate(network, self._paused(batches(loader)), self.device, self.classes.names)
+            loaded = tracked(self._paused(batches(loader)), len(loader), f"evaluation on {data.name}")
+            found[name] = evaluate(network, loaded, self.device, self.classes.names)
             self.confusion[name] = found[name].pop("confusion")
         return found
 

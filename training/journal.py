@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.labels import Classes
 from datasets.pictures import row
 from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.tables import percent
 
 from .board import NoBoard, dense, log_arguments, narrow, open_board, pictured
 from .checkpoint import LAST
+from .console import ProgressBar, epoch_line, peak_memory
 from .progress import Progress
 from .scalars import Scalars
 
@@ -32,13 +31,18 @@ READ_EVERY = 10
 class Journal:
     """A run's log: scalars of its steps, the history of its evaluations, TensorBoard's file, and the console.
 
-    history: an entry an evaluated epoch, as in `metrics.jsonl`. board: TensorBoard's writer, once it is open.
+    history: an entry an evaluated epoch, as in `metrics.jsonl`, and apart from it `spent`, step -> the run's seconds
+    until then and its peak memory, which no two runs have alike. board: TensorBoard's writer, once it is open.
     pictures(step): names what a step's batch was drawn from.
     """
 
-    def __init__(self, directory: Path, progress: Progress, pictures: Callable[[int], str]) -> None:
-        self.directory, self.progress, self.pictures = directory, progress, pictures
+    def __init__(
+        self, directory: Path, progress: Progress, pictures: Callable[[int], str], device: torch.device
+    ) -> None:
+        self.directory, self.progress, self.pictures, self._device = directory, progress, pictures, device
         self.history: list[dict[str, Any]] = []
+        self.spent: dict[int, dict[str, float | None]] = {}
+        self._begin = time.monotonic()  # of the run, less its pauses
         self.board = NoBoard()
         self._scalars = Scalars()
         self._losses: dict[str, list[float]] = {}  # of the epoch in progress
@@ -51,11 +55,20 @@ class Journal:
             "best": oracle(self.history),
             "epoch_losses": self._losses,
             "latest": self._latest,
+            "spent": self.spent,
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
         self.history, self._losses = checkpoint["history"], checkpoint["epoch_losses"]
-        self._latest = checkpoint.get("latest", [0, {}])  # checkpoints of before had none
+        self._latest = checkpoint.get("latest", [0, {}])  # checkpoints of before had none; nor of the next two
+        self.spent = checkpoint.get("spent", {})
+        self._begin = time.monotonic() - checkpoint.get("seconds", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """That the run has worked, over all its sessions."""
+        return time.monotonic() - self._begin
 
     def open(self, resumed: bool, arguments: dict[str, Any]) -> None:
         """Opens the files. What a resumed run logged after the step it goes on from is taken out of them. An
@@ -107,10 +120,9 @@ class Journal:
         return means
 
     def pace(self, bar: ProgressBar, losses: dict[str, float], rate: float) -> None:
-        """Shows losses, learning rate and speed."""
-        images, waiting = bar.show(losses, rate)
-        self.board.add_scalar("speed/images_per_second", images, self.progress.step)
-        self.board.add_scalar("speed/share_waiting_for_data", waiting, self.progress.step)
+        """Shows losses and speed."""
+        for name, value in bar.show(losses).items():
+            self.board.add_scalar(f"speed/{name}", value, self.progress.step)
         self._scalar("train/rate", rate, self.progress.step)
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
@@ -133,15 +145,17 @@ class Journal:
             for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
                 if measured[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", measured[figure], progress.step)
-        parts = [", ".join(f"{name} {value:.3f}" for name, value in losses.items())]
-        parts += [f"{name} mIoU {percent(m['miou'])}, entropy {m['entropy']:.3f}" for name, m in figures.items()]
-        print(f"epoch {progress.epoch}, step {progress.step}/{progress.total_steps}: {'; '.join(parts)}", flush=True)
+            for label, iou in measured["iou"].items():
+                if iou is not None:
+                    self.board.add_scalar(f"{name}_iou/{label}", iou, progress.step)
+        self.spent[progress.step] = {"seconds": round(self.seconds, 3), "peak_memory_mib": peak_memory(self._device)}
+        print(epoch_line(progress, losses, figures, self.seconds), flush=True)
         return entry
 
     def write_history(self) -> None:
         """`metrics.jsonl`; rank 0 alone."""
         if rank() == 0:
-            lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+            lines = "".join(json.dumps(entry | self.spent.get(entry["step"], {})) + "\n" for entry in self.history)
             write_atomically(self.directory / "metrics.jsonl", lambda file: file.write(lines.encode()))
 
     # Pictures
@@ -160,38 +174,3 @@ def oracle(history: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The entry with the best mIoU by the target's labels, the first of equal ones; None where there are no labels."""
     labelled = [entry for entry in history if entry["target"]["miou"] is not None]
     return max(labelled, key=lambda entry: entry["target"]["miou"], default=None)
-
-
-class ProgressBar:
-    """An epoch's steps on the console: how many are done, how fast they go, how long they wait for data."""
-
-    def __init__(self, epoch: int, steps: int) -> None:
-        silent = True if rank() > 0 else None
-        self._bar = tqdm(total=steps, desc=f"epoch {epoch}", unit="step", disable=silent, leave=False)
-        self._start, self._seen, self._waited = time.perf_counter(), 0, 0.0
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around whatever waits for data."""
-        asked = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - asked
-
-    def step_done(self, pictures: int) -> None:
-        self._seen += pictures
-        self._bar.update()
-
-    def show(self, losses: dict[str, float], rate: float) -> tuple[float, float]:
-        """Writes losses, learning rate and speed beside the bar. Returns the speed since the bar's begin: images a
-        second, and the share of the time that was spent waiting."""
-        passed = time.perf_counter() - self._start
-        images, waiting = self._seen / passed, self._waited / passed
-        shown = {name: f"{value:.3f}" for name, value in losses.items()} | {"rate": f"{rate:.1e}"}
-        self._bar.set_postfix(shown | {"images/s": f"{images:.1f}", "waiting": f"{100 * waiting:.0f}%"})
-        return images, waiting

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from adaptation.pseudo_labels import RULES, class_probabilities, confidences
 from datasets import SegmentationSet
@@ -25,6 +24,7 @@ from datasets.files import stamp
 from datasets.labels import IGNORE
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
+from utils.bar import tracked
 from utils.files import write_atomically, write_json
 from utils.interruption import worker_signals
 
@@ -100,7 +100,7 @@ def _probabilities(
 ) -> Iterator[Tensor]:
     """One pass: the network's softmax [B, C, H, W] on each batch."""
     loader = evaluation_loader(data, workers, worker_signals)
-    for images, _ in tqdm(batches(loader), total=len(loader), desc=title, disable=None, leave=False):
+    for images, _ in tracked(batches(loader), len(loader), title):
         pause()
         yield class_probabilities(model(to_float(images.to(device, non_blocking=True))))
 

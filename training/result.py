@@ -19,11 +19,12 @@ def write_result(
     network: dict[str, Any],
     history: list[dict[str, Any]],
     confusion: list[list[int]] | None,
+    spent: dict[str, float | None],
 ) -> None:
     """The last evaluation is the headline; the oracle and the source stand apart from it.
 
     config: the run's `config.json`; network: the deployed network's options; history: the entries of `metrics.jsonl`;
-    confusion: of the last evaluation on the target.
+    confusion: of the last evaluation on the target; spent: the whole run's seconds and peak memory.
     """
     last, best = history[-1], oracle(history)
     result = last["target"] | {
@@ -37,7 +38,7 @@ def write_result(
         "seed": config["arguments"]["seed"],
         "size": config["arguments"]["size"],
         "commit": config["commit"],
-    }
+    } | spent
     card = model_card(config, result).encode()
     write_atomically(directory / MODEL_CARD, lambda file: file.write(card))
     write_json(directory / "result.json", result)

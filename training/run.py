@@ -39,10 +39,11 @@ from utils.tables import counted
 from .archive import Archive, numbered
 from .bad_samples import BadSamples
 from .checkpoint import start_from
+from .console import ProgressBar
 from .directory import DirectoryClaim
 from .evaluator import Evaluator
 from .gradients import Gradients, compiled
-from .journal import Journal, ProgressBar, oracle
+from .journal import Journal, oracle
 from .preparation import Preparation
 from .progress import Progress
 from .provenance import configuration
@@ -72,7 +73,7 @@ class Run:
             self.progress, prepare, self._bad, batch_size=args.batch_size, accumulate=args.accumulate, seed=args.seed,
             skip=args.on_bad_sample == "skip", workers=args.workers, device=self.device,
         )  # fmt: skip
-        self.journal = Journal(self.directory, self.progress, self._streams.pictures)
+        self.journal = Journal(self.directory, self.progress, self._streams.pictures, self.device)
         self.evaluator = Evaluator(prepare, args.workers, self.device, self.classes, self.pause_within)
         kept = (self.journal, self._bad, self.evaluator)
         self.archive = Archive(self.directory, self.config, self.classes, self.progress, kept)
@@ -147,7 +148,7 @@ class Run:
         progress = self.progress
         if progress.step == progress.first_step:
             self.journal.begin_epoch()
-        with ProgressBar(progress.epoch, progress.last_step - progress.step) as bar:
+        with ProgressBar(progress, self.device) as bar:
             while progress.step < progress.last_step:
                 self.pause()
                 with bar.waiting():
@@ -163,6 +164,7 @@ class Run:
                 bar.step_done(self._batch_size)
                 if self.journal.reads_at(progress.step):
                     self.journal.pace(bar, self._read(), self._rate())
+                bar.say()
 
     def log(self, **values: Tensor | float) -> None:
         """Notes scalars of this step; tensors are not read before the next reading."""
@@ -198,7 +200,8 @@ class Run:
         if rank() > 0:
             return
         history, confusion = self.journal.history, self.evaluator.confusion.get("target")
-        write_result(self.directory, self.config, self.archive.model.options, history, confusion)
+        spent = self.journal.spent.get(history[-1]["step"], {})
+        write_result(self.directory, self.config, self.archive.model.options, history, confusion, spent)
         self.archive.finish()
         print(result_text(self.directory, history))
 

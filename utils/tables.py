@@ -36,6 +36,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def duration(seconds: float) -> str:
+    """59 -> `59 s`; 600 -> `10 min`; 9000 -> `2 h 30 min`; 100000 -> `1 d 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
 def mean_and_deviation(values: Sequence[float], sign: str = "", none: str = "-") -> str:
     """[35.0, 37.0] -> `36.0 ± 1.4` (sample deviation); one value alone; `none` without any. `sign` as in formats."""
     if not values:
@@ -68,8 +79,9 @@ def result_tables(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return summary + "\n\n" + markdown(["IoU (%)", *(name for name, _ in named)], rows)
 
 
-PAGE, CELL = 84, 22
-"""Letters in a line of the LaTeX document, and in a cell of a table that is too wide for it."""
+PAGE, COLUMN, CELL = 96, 46, 22
+"""Letters across a page of the LaTeX document, across one of its two columns, and in a cell of a table that is too wide
+for the page."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +129,14 @@ class Table:
         return text.getvalue()
 
     def latex(self) -> str:
-        """A floating table with booktabs' rules. One too wide for a page breaks its long cells into lines (column types
-        `L` and `R` of the document); what is too wide still, its `fittable` scales down."""
-        columns, small = self._columns()
+        """A floating table with booktabs' rules, across both columns where one is too narrow. One too wide for a page
+        breaks its long cells into lines (column types `L` and `R` of the document); what is too wide still, its
+        `fittable` scales down."""
+        columns, small, wide = self._columns()
         header, *rows = [" & ".join(latex(cell) for cell in row) + r" \\" for row in [self.header, *self.texts()]]
         return "\n".join(
             [
-                r"\begin{table}[htbp]",
+                rf"\begin{{table{wide}}}[htbp]",
                 r"\centering",
                 rf"\caption{{{latex(self.title)}}}\label{{tab:{self.name}}}",
                 rf"{small}\fittable{{\begin{{tabular}}{{{columns}}}",
@@ -131,23 +144,24 @@ class Table:
                 r"\end{tabular}}",
                 "",
                 rf"\smallskip{{\footnotesize {' '.join(latex(note) for note in self.notes)}\par}}",
-                r"\end{table}",
+                rf"\end{{table{wide}}}",
                 "",
             ]
         )
 
-    def _columns(self) -> tuple[str, str]:
-        """LaTeX's column types, and what makes a wide table smaller, if it is one."""
+    def _columns(self) -> tuple[str, str, str]:
+        """LaTeX's column types, what makes a wide table smaller, and `*` for one that needs both columns of a page."""
         plain = "l" + "r" * (len(self.header) - 1)
         columns = list(zip(self.header, *self.texts(), strict=True))
-        if sum(max(map(len, column)) + 2 for column in columns) <= PAGE:
-            return plain, ""
+        letters = sum(max(map(len, column)) + 2 for column in columns)
+        if letters <= PAGE:
+            return plain, "", "*" if letters > COLUMN else ""
         types = []
         for kind, column in zip(plain, columns, strict=True):
             words = max(len(word) for cell in column for word in cell.split())
             body = max((len(cell) for cell in column[1:]), default=0)
             types.append(f"{kind.upper()}{{{max(words, min(body, CELL)) * 0.5:.1f}em}}")  # a letter is half an em
-        return "".join(types), r"\footnotesize\setlength{\tabcolsep}{3pt}"
+        return "".join(types), r"\footnotesize\setlength{\tabcolsep}{3pt}", "*"
 
     def html(self) -> str:
         """A figure element: the table in a box that scrolls sideways, notes below."""
