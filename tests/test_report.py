@@ -51,7 +51,8 @@ def runs(tmp_path_factory):
         run_once("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, *model, "--discriminator",
                  kind, "--source-holdout", 0.3, "--epochs", 2, "--run-dir", folder / name)  # fmt: skip
     sources = [folder / f"source-{seed}/checkpoint_last.pt" for seed in (0, 1)]
-    run_once("eval", *sources, "--adapt-bn", "--json", folder / "adabn.json", "--workers", 0, "--device", "cpu")
+    machine = ("--workers", 0, "--device", "cpu")
+    run_once("eval", *sources, "--adapt-bn", "--mean", "--json", folder / "adabn.json", *machine)
     flags = ("--size", "64x32", "--only", "resnet18", "--runs", 1, "--device", "cpu")
     run_once("measure_flops", *flags, "--json", folder / "costs.json")
     return folder
