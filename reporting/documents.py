@@ -28,7 +28,8 @@ h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 nav { font-size: .88rem; } nav a { margin-right: .9em; white-space: nowrap; }
 details { border-bottom: 1px solid #ccc; } summary { font-size: 1.15rem; font-weight: 600; padding: .5rem 0;
   cursor: pointer; }
-.first { max-width: 760px; }
+.first { max-width: 640px; }
+@media (min-width: 800px) { .opening td:first-child { min-width: 17em; } }
 figure { margin: 1rem 0; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; overflow-wrap: normal; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
@@ -113,7 +114,8 @@ def html_document(about: Sequence[str], tables: Sequence[Table], charts: Sequenc
         "Left out": f"<ul>{lines}</ul>" if lines else "",
     }
     folded = {name: content for name, content in folded.items() if content}
-    first = [_charts([c for c in charts if c.name == "methods"], "first"), *(table.html() for table in opening)]
+    first = [_charts([c for c in charts if c.name == "methods"], "first"), "<div class=opening>"]
+    first += [*(table.html() for table in opening), "</div>"]
     links = [(table.name, table.title.partition(":")[0].removeprefix("Assignment, ")) for table in opening]
     links += [(_anchor(name), name) for name in folded]
     body = "\n".join(

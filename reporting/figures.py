@@ -32,6 +32,9 @@ BARS = 5
 WIDTH = 5.6
 """Inches: a column of a page, and the width of a phone at two thirds."""
 
+NARROW = 4.8
+"""Inches of the first chart, whose letters are read on a phone."""
+
 Chart = tuple[str, str, Figure]
 """File name, caption, figure."""
 
@@ -64,7 +67,7 @@ def methods_chart(experiments: Sequence[Experiment], looks: Looks) -> Iterator[C
     measured = [e for e in experiments if e.figure("target", "miou")]
     if not measured:
         return
-    figure = Figure(figsize=(WIDTH * 1.25, 0.55 + 0.17 * len(measured)), layout="constrained")
+    figure = Figure(figsize=(NARROW, 0.55 + 0.17 * len(measured)), layout="constrained")
     axes = figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -79,7 +82,7 @@ def methods_chart(experiments: Sequence[Experiment], looks: Looks) -> Iterator[C
                   edgecolor="black", linewidth=0.4, error_kw={"linewidth": 0.8, "ecolor": "0.1"})  # fmt: skip
         shown = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation else "")
         axes.annotate(shown, (mean + deviation, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set_yticks(range(len(measured)), [textwrap.shorten(e.label, 60) for e in measured], fontsize=7.5)
+    axes.set_yticks(range(len(measured)), [textwrap.fill(e.label, 42) for e in measured], fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * max(statistics.mean(e.figure("target", "miou")) for e in measured) or 1)
     axes.set_xlabel("mIoU on the target's val set (%)", fontsize=8)

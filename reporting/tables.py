@@ -126,7 +126,7 @@ def discriminators() -> dict[str, str]:
 
 
 PUBLISHED = "published: [accuracy /] mIoU (%)"
-OTHERS = "published: other reports of this assignment, mIoU (%)"
+OTHERS = "published: other reports, mIoU (%)"
 
 
 def upper_bound_table(experiments: Sequence[Experiment]) -> Table:

@@ -22,8 +22,6 @@ PLAIN = {
     "recolour": 0.0,
     "bn_statistics": "both",
     "rounds": 1,
-    "precision": "fp32",
-    "accumulate": 1,
     "init": None,
 }
 """What a method's name does not say: the values in which it is as published."""
