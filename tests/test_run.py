@@ -1,6 +1,7 @@
 """The pieces of a run: its counters, the names in checkpoints, the oracle."""
 
 import pytest
+from conftest import SMALL, SOURCE
 
 from training.archive import numbered
 from training.journal import oracle
@@ -53,3 +54,22 @@ def test_the_oracle_is_the_first_of_the_best_epochs_with_labels():
     assert oracle(history) is history[2]
     assert oracle(history[:1]) is None
     assert oracle([]) is None
+
+
+def test_a_run_without_a_name_is_called_as_reports_call_its_method(script, game, city, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def made(name, *more):
+        flags = () if name == "train_cityscapes" else ("--gta5", game, *SOURCE)
+        done = script(name, *flags, "--cityscapes", city, *SMALL, "--max-steps", 1, *more)
+        assert done.status == 0, done.err
+        return {path.name for path in (tmp_path / "runs").iterdir()}
+
+    found = made("train_gta5", "--jitter", "--blur")
+    assert found == {"source-only-jitter-blur-tiny-narrow-seed0"}
+    assert made("train_gta5", "--jitter", "--blur") - found == {"source-only-jitter-blur-tiny-narrow-seed0-2"}
+    found = made("train_fda", "--seed", 1)
+    assert "fda-beta-0.01-tiny-narrow-seed1" in found
+    assert made("train_fda", "--beta", 0.1, 0.2) - found == {"fda-tiny-narrow-seed0"}
+    assert sorted(path.name for path in (tmp_path / "runs/fda-tiny-narrow-seed0").iterdir()) == ["beta-0.1", "beta-0.2"]
+    assert "upper-bound-seed0" in made("train_cityscapes", "--model", "bisenet")

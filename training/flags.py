@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,19 @@ def add_style_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def default_directory(args: argparse.Namespace) -> Path:
-    """Where a run goes that was given no --run-dir."""
-    name = f"{args.script}-{args.model}-{args.backbone}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs", name)
+    """Where a run goes that was given no --run-dir: `runs/source-only-jitter-blur-seed0`, the method as reports call
+    it; with a number where that is taken."""
+    from .methods import method_name
+
+    settings, bands = vars(args), getattr(args, "beta", None)
+    several = isinstance(bands, list)  # train_fda.py's, a folder each in this one
+    name = method_name(settings | {"beta": bands[0]} if several else settings)
+    name = name.partition(",")[0] if several and len(bands) > 1 else name
+    if (args.model, args.backbone) != ("bisenet", "resnet18"):
+        name += f" {args.model} {args.backbone}"
+    place = Path("runs", re.sub(r"[^a-z0-9.]+", "-", f"{name} seed{args.seed}".lower()))
+    taken = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
+    return place if not place.exists() else next(other for other in taken if not other.exists())
 
 
 def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.ArgumentParser:
