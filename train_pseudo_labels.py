@@ -3,21 +3,23 @@
 The earlier networks (--labeller) label the target's train pictures once, before training; of several the mean of their
 softmax counts. Which pixels get a label is the rule's matter (--rule). BDL (Li et al., CVPR 2019) labels a pixel when
 its probability reaches the smaller of 0.9 and the median of its class's probabilities over the target; FDA's rounds
-(Yang and Soatto, CVPR 2020) take the 66th percentile for the median.
+(Yang and Soatto, CVPR 2020) take the 66th percentile for the median. CBST (Zou et al., ECCV 2018) labels the same share
+of each class, IAST (Mei et al., ECCV 2020) by thresholds that follow the pictures.
 
-    python train_pseudo_labels.py --gta5 DIR --cityscapes DIR --labeller runs/A            BDL's rule
-    python train_pseudo_labels.py ... --labeller runs/FDA/beta-* --percentile 66 --beta 0.01   FDA's
+    python train_pseudo_labels.py --gta5 DIR --cityscapes DIR --labeller runs/A                       BDL's rule
+    python train_pseudo_labels.py ... --labeller runs/FDA/beta-* --percentile 66 --beta 0.01            FDA's
     python train_pseudo_labels.py ... --labeller runs/A --rounds 2                             then with its own labels
+    python train_pseudo_labels.py ... --labeller runs/A --rounds 3 --rule cbst --continue                  CBST's
     python train_pseudo_labels.py --demo --labeller runs/demo/source-only --adapt-bn
 
-Each round starts anew from --weights or --init. The loss is that of --loss on both domains, equally weighted. Both
-domains pass through the network in training, so batch normalisation's running statistics mix the two, unless
---bn-statistics target keeps the target's alone.
+Each round starts anew from --weights or --init; with --continue, from the network that labels for it. The loss is that
+of --loss on both domains, equally weighted. Both domains pass through the network in training, so batch normalisation's
+running statistics mix the two, unless --bn-statistics target keeps the target's alone.
 """
 
 from __future__ import annotations
 
-from utils.errors import run_script  # before torch, for a quick --help
+from utils.errors import UserError, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -29,7 +31,7 @@ from adaptation.fda import fda
 from adaptation.pseudo_labels import RULES
 from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
-from models.ensemble import MeanSoftmax
+from models.ensemble import MeanSoftmax, Mirrored
 from training.adabn import adapt_to
 from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
 from training.checkpoint import checkpoint_file, network_for, sha256
@@ -58,6 +60,23 @@ def parse_args() -> argparse.Namespace:
         help="probability from which a pixel is labelled whatever the percentile (0.9)",
     )  # fmt: skip
     labels.add_argument(
+        "--portion", type=number(0, 1), default=0.2, metavar="P",
+        help="by the rules of CBST and IAST: the share of each class that is labelled in the first round, about (0.2)",
+    )  # fmt: skip
+    labels.add_argument(
+        "--portion-step", type=number(0, 1), default=0.05, metavar="P", help="by how much it grows a round (0.05)"
+    )
+    labels.add_argument(
+        "--portion-max", type=number(0, 1), default=0.5, metavar="P", help="and where it stops to grow (0.5)"
+    )
+    labels.add_argument(
+        "--label-flip", action="store_true", help="label by the mean of each picture's softmax and its mirror image's"
+    )
+    labels.add_argument(
+        "--max-class-share", type=number(0, 1), default=0.9, metavar="SHARE",
+        help="stop where one class has more of all labelled pixels: the labels have collapsed (0.9)",
+    )  # fmt: skip
+    labels.add_argument(
         "--adapt-bn", action="store_true", help="first re-estimate the labellers' batch normalisation on the target"
     )
     labels.add_argument(
@@ -65,20 +84,28 @@ def parse_args() -> argparse.Namespace:
         help="number of rounds; the network of one round labels the target for the next (1)",
     )  # fmt: skip
     labels.add_argument(
+        "--continue", action="store_true", help="start each round from the network that labels for it, not anew"
+    )
+    labels.add_argument(
         "--pseudo-labels", type=Path, metavar="DIR",
         help="where the labels are kept; runs with the same labeller find them there (RUN/pseudo-labels)",
     )  # fmt: skip
     add_style_flag(labels)
     add_statistics_flag(labels)
-    return parse(parser)
+    args = parse(parser)
+    if vars(args)["continue"] and (len(args.labeller) > 1 or args.init is not None):
+        raise UserError("--continue: a round starts from the network that labels for it; name one, and no --init")
+    return args
 
 
 def main() -> None:
     args = parse_args()
     data = both_domains(args)
     labellers = args.labeller
-    for round_args in several_runs(args, [f"round-{n}" for n in range(1, args.rounds + 1)]):
+    for before, round_args in enumerate(several_runs(args, [f"round-{n}" for n in range(1, args.rounds + 1)])):
         round_args.labeller_sha256 = [sha256(path) for path in labellers]
+        grown = min(args.portion + before * args.portion_step, args.portion_max)
+        round_args.portion = max(args.portion, grown)
         train(round_args, labellers, data)
         labellers = [round_args.run_dir / "checkpoint_last.pt"]
 
@@ -88,22 +115,27 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
     run = Run(args, data.source, data.target, data.val)
     networks = [network_for(path, run.classes).to(args.device) for path in labellers]
     labeller = networks[0] if len(networks) == 1 else MeanSoftmax(networks)
+    args.init = labellers[0] if vars(args)["continue"] else args.init
     model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
     criterion = supervised_loss(args, data.source)
-    run.restore(model, optimizer=optimizer, schedule=schedule)
+    run.restore(model, init=args.init, optimizer=optimizer, schedule=schedule)
 
     # The labels. They name what they were made from, so that another run can find them.
     made_from = {"labeller_sha256": args.labeller_sha256, "adapt_bn": args.adapt_bn and args.batch_size}
+    made_from |= {"label_flip": True} if args.label_flip else {}  # which earlier labels do not name
     settings = {name: vars(args)[flag] for name, flag in RULES[args.rule].settings.items()}
     folder = args.pseudo_labels or run.directory / "pseudo-labels"
     machine = (args.workers, args.device, run.pause_within)
     with first_then_others():
         if args.adapt_bn:
             adapt_to(labeller, data.target, args.batch_size, *machine)
-        labelled_target = pseudo_labelled(labeller, data.target, folder, made_from, args.rule, settings, *machine)
-    del networks, labeller
+        views = MeanSoftmax([labeller, Mirrored(labeller)]) if args.label_flip else labeller
+        labelled_target = pseudo_labelled(
+            views, data.target, folder, made_from, args.rule, settings, *machine, args.max_class_share
+        )
+    del networks, labeller, views
 
     source = run.stream(data.source, geometry(args, args.source_size))
     target = run.stream(labelled_target, geometry(args, args.size))

@@ -3,6 +3,9 @@ chooses from.
 
 BDL (Li et al., CVPR 2019) keeps a pixel when its probability is at least the smaller of 0.9 and the median probability
 of its class over the target set. FDA's rounds (Yang and Soatto, CVPR 2020) take the 66th percentile for the median.
+
+CBST (Zou et al., ECCV 2018) keeps the same share of every class, its surest pixels: of easy classes and of hard ones.
+IAST (Mei et al., ECCV 2020) lets each class's threshold follow the pictures. A class that is seldom sure keeps less.
 """
 
 from __future__ import annotations
@@ -48,9 +51,19 @@ class ConfidenceHistogram:
         never predicted."""
         totals = self.counts.sum(dim=1)
         rank = (totals.double() * percentile / 100).round().long().minimum(totals - 1)
+        return self._at(rank, at_most).clamp(max=at_most).float()
+
+    def surest(self, share: float) -> Tensor:
+        """float32 [C]: the least of so large a share of the class's confidences, the highest; rounded down to whole
+        pixels, to 1 / `BINS`. 1 for a class of which that is no pixel (CBST's public code)."""
+        totals = self.counts.sum(dim=1)
+        number = (totals.double() * share + 1e-9).floor().long()  # a share of 0.3 of ten is three
+        return self._at(torch.where(number > 0, totals - number, -1), 1.0).float()
+
+    def _at(self, rank: Tensor, otherwise: float) -> Tensor:
+        """float64 [C]: the confidence of each class at this rank, from 0 for the least; `otherwise` below 0."""
         bins = (self.counts.cumsum(dim=1) <= rank[:, None]).sum(dim=1)  # the first bin that reaches past the rank
-        found = torch.where(totals > 0, bins.double() / BINS, at_most)
-        return found.clamp(max=at_most).float()
+        return torch.where(rank >= 0, bins.double() / BINS, otherwise)
 
 
 def pseudo_label(prediction: Tensor, confidence: Tensor, thresholds: Tensor) -> Tensor:
@@ -63,6 +76,7 @@ def pseudo_label(prediction: Tensor, confidence: Tensor, thresholds: Tensor) -> 
 class Rule(Protocol):
     """Which pixels of the target get which label. First it sees the whole set (`observe`), then it labels the set
     (`label`), both times batch by batch in the order of the set; probabilities are float32 [B, C, H, W] in [0, 1].
+    A rule without `observe` learns as it labels: there is one pass, in a random order that is always the same.
 
     `settings` says what the constructor takes beside the number of classes and the device: its name there -> the flag
     that gives it. `title` names the method in reports, `help` stands in the flag's help.
@@ -106,4 +120,64 @@ class BDL:
         return self.histogram.thresholds(self.percentile, self.at_most)
 
 
-RULES: dict[str, type[Rule]] = {"bdl": BDL}
+class CBST:
+    """CBST's rule, and CRST's (Zou et al., ICCV 2019). The threshold k_c leaves class c the surest `portion` of the
+    set's pixels where it is the most probable class. The label is the class with the largest p_c / k_c, where that is
+    at least 1: a class with a low threshold can overrule the most probable one."""
+
+    title = "pseudo-labels by CBST's rule"
+    help = "of each class the surest --portion of its pixels, weighed by the class's threshold, as in CBST"
+    settings: ClassVar = {"portion": "portion"}
+
+    def __init__(self, num_classes: int, device: torch.device | str, portion: float) -> None:
+        self.histogram, self.portion = ConfidenceHistogram(num_classes, device), portion
+
+    def observe(self, probabilities: Tensor) -> None:
+        self.histogram.update(*confidences(probabilities))
+
+    def label(self, probabilities: Tensor) -> Tensor:
+        classes, ratio = confidences(probabilities / self.thresholds[:, None, None])
+        return torch.where(ratio >= 1, classes, IGNORE).to(torch.uint8)
+
+    @cached_property
+    def thresholds(self) -> Tensor:
+        return self.histogram.surest(self.portion).clamp(min=1 / BINS)
+
+
+class IAST:
+    """IAST's instance-adaptive selector, picture by picture. theta_c starts at 0.9. Of theta_c and the picture's
+    probabilities of pixels of class c the quantile 1 - portion * theta_c^8 is taken, and theta_c moves a tenth of the
+    way to it. Then the picture's pixels of at least theta_c are labelled.
+
+    The public code takes two pictures at a time for one, in its loader's order, and rounds to float16."""
+
+    title = "pseudo-labels by IAST's rule"
+    help = "a threshold for each class that follows the pictures, and --portion of each, as in IAST"
+    settings: ClassVar = {"portion": "portion"}
+    first, kept, power, highest = 0.9, 0.9, 8, 0.999
+
+    def __init__(self, num_classes: int, device: torch.device | str, portion: float) -> None:
+        self.thresholds = torch.full((num_classes,), self.first, dtype=torch.float64, device=device)
+        self.portion = portion
+
+    def label(self, probabilities: Tensor) -> Tensor:
+        return torch.stack([self._one(*picture) for picture in zip(*confidences(probabilities), strict=True)])
+
+    def _one(self, prediction: Tensor, confidence: Tensor) -> Tensor:
+        """Of one picture, [H, W] each."""
+        number = torch.arange(len(self.thresholds), device=self.thresholds.device)
+        values = torch.cat((confidence.flatten().double(), self.thresholds))
+        classes = torch.cat((prediction.flatten(), number))
+        order = values.argsort()
+        order = order[classes[order].argsort(stable=True)]  # by class, and within it by confidence
+        values, counts = values[order], torch.bincount(classes)
+        last = counts.cumsum(dim=0) - 1
+        place = last - self.portion * self.thresholds**self.power * (counts - 1)
+        below = place.floor().long()
+        found = torch.lerp(values[below], values[(below + 1).minimum(last)], place - below)
+        moved = self.kept * self.thresholds + (1 - self.kept) * found
+        self.thresholds = torch.where(moved >= 1, self.highest, moved)
+        return pseudo_label(prediction, confidence, self.thresholds)
+
+
+RULES: dict[str, type[Rule]] = {"bdl": BDL, "cbst": CBST, "iast": IAST}

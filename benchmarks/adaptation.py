@@ -195,7 +195,7 @@ def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
         if cell.script != "train_cityscapes.py":
             data += ["--gta5", str(args.gta5), "--source-size", side]
         if checkpoints:
-            data += ["--labeller", *checkpoints]
+            data += ["--labeller", *checkpoints, "--max-class-share", "1"]  # collapsed labels have a figure too
         if cell.goes_on:
             data += ["--init", *checkpoints]
         evaluations = ["--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", str(cell.eval_every)]

@@ -43,7 +43,7 @@ TRAINED = {
     "MinEnt": ("train_adversarial", ("--discriminator", "none", "--min-entropy")),
     "FDA, with its entropy term": ("train_fda", ("--beta", "0.01", *ENTROPY)),
     "LAB, with its entropy term": ("train_fda", ("--translation", "lab", *ENTROPY)),
-    "pseudo-labels": ("train_pseudo_labels", ("--labeller", LABELLER)),
+    "pseudo-labels": ("train_pseudo_labels", ("--max-class-share", "1", "--labeller", LABELLER)),
     "DACS": METHODS["DACS"],
     "DACS, recipe best": METHODS["DACS, recipe best"],
     "DACS, masked consistency": ("train_dacs", ("--lambda-mask", "1")),

@@ -24,3 +24,14 @@ class MeanSoftmax(nn.Module):
             log_p = F.log_softmax(network(images).float(), dim=1)
             total = log_p if total is None else torch.logaddexp(total, log_p)
         return total - math.log(len(self.networks))
+
+
+class Mirrored(nn.Module):
+    """A network that sees pictures as in a mirror; its logits are turned back."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.flip(-1)).flip(-1)

@@ -193,7 +193,8 @@ def assert_resumes_exactly(script, monkeypatch, folder: Path, command: Callable[
     """A run stopped again and again, in epochs and in evaluations, and resumed, leaves what a straight one leaves, bit
     for bit.
 
-    command(run directory, *more flags) gives the script's name and arguments. Returns the straight run's checkpoint.
+    command(run directory, *more flags) gives the script's name and arguments. Returns the straight run's checkpoint; of
+    several runs', the last.
     """
     assert script(*command(folder / "straight")).status == 0
     # Between steps, and between batches of an evaluation, a labelling, a preparation. The gaps grow, since what an
@@ -213,7 +214,7 @@ def assert_resumes_exactly(script, monkeypatch, folder: Path, command: Callable[
     assert done.status == 0, done.err
     assert stops > 2
     assert_same_runs(folder / "straight", folder / "broken")
-    return load_checkpoint(folder / "straight/checkpoint_last.pt")
+    return load_checkpoint(sorted((folder / "straight").rglob("checkpoint_last.pt"))[-1])
 
 
 def assert_same_runs(one: Path, other: Path) -> None:

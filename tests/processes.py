@@ -45,7 +45,8 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
         "train_gta5": [*both, "--source-holdout", 0.3],
         "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
         "train_fda": [*both, "--beta", 0.05, "--entropy-from", 0],
-        "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0],
+        "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0,
+                                "--max-class-share", 1],
         "train_dacs": [*both, "--lambda-mask", 1, "--confidence", 0.1],
     }
     return {name: [str(flag) for flag in flags] for name, flags in found.items()}

@@ -43,7 +43,8 @@ def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dic
             "train_gta5": [*both, "--jitter", "--source-holdout", 0.2],
             "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
             "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
-            "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66, "--rounds", 2],
+            "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66, "--rounds", 2,
+                                    "--max-class-share", 1],
             "train_dacs": [*both, *extensions, "--teacher-checkpoint", labeller],
         }.items()
     }

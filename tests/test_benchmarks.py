@@ -127,7 +127,7 @@ def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp
     network = str(tmp_path / cell_name("source only, recoloured", 3) / "checkpoint_last.pt")
     assert "--recolour 0.7" in started
     assert "--init" not in started
-    assert f"--labeller {network} --init {network} " in going_on
+    assert f"--labeller {network} --max-class-share 1 --init {network} " in going_on
     settings = json.loads((tmp_path / cell_name(row, 3) / "config.json").read_text())["arguments"]
     assert {key: settings[key] for key in ("adapt_bn", "bn_statistics", "lr", "recolour", "rule")} == {
         "adapt_bn": True, "bn_statistics": "target", "lr": 0.01, "recolour": 0.7, "rule": "bdl"

@@ -49,6 +49,8 @@ METHODS = {
     "LAB": ("train_fda", "--translation", "lab", "--blur", "--recolour", 0.7),
     "pseudo-labels": ("train_pseudo_labels", "--adapt-bn", "--bn-statistics", "target", "--recolour", 0.7),
     "pseudo-labels, two": ("train_pseudo_labels", "--beta", 0.09, "--rounds", 2),
+    "CBST": ("train_pseudo_labels", "--rule", "cbst", "--label-flip"),
+    "IAST": ("train_pseudo_labels", "--rule", "iast"),
     "DACS": ("train_dacs", "--recipe", "best", "--source-size", "64x48"),
     "DACS, all": ("train_dacs", "--rare-classes", "--lambda-mask", 1, "--beta", 0.09, "--jitter", "--blur",
                   "--recolour", 0.7),
@@ -94,7 +96,8 @@ def train(place: SimpleNamespace, method: str, run_dir: Path, *more: Any, device
     """Three steps and an evaluation; returns what metrics.jsonl says of them."""
     script, *flags = METHODS[method]
     if script == "train_pseudo_labels":
-        flags += ["--labeller", place.checkpoint] + ([place.checkpoint] if "two" in method else [])
+        labellers = [place.checkpoint] * (2 if "two" in method else 1)
+        flags += ["--max-class-share", 1, "--labeller", *labellers]
     if method == "DACS, frozen":
         flags += ["--teacher-checkpoint", place.checkpoint]
     command = (*on(place, script), "--max-steps", 3, *flags, *more, "--run-dir", run_dir, "--device", device)

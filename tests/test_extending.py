@@ -140,7 +140,8 @@ def test_network_source_and_loss_train_ten_steps(extended: Path) -> None:
         extended / "report/report.md"
     ).read_text(encoding="utf-8")
 
-    labels = [*FLAGS, *source, "--labeller", "runs/new/checkpoint_last.pt", "--rule", "fixed", "--confidence", 0.01]
+    labels = [*FLAGS, *source, "--labeller", "runs/new/checkpoint_last.pt", "--rule", "fixed", "--confidence", 0.01,
+              "--max-class-share", 1]  # fmt: skip
     assert "100% of all pixels kept" in run(extended, "train_pseudo_labels.py", *labels, "--run-dir", "runs/fixed")
     assert "--rule" in run(extended, "train_pseudo_labels.py", "--help-all")
 

@@ -220,6 +220,13 @@ def command(game, city, trained):
     return build
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["cbst", "iast"])
+def test_rounds_by_the_other_rules_resume_exactly(script, command, tmp_path, monkeypatch, rule):
+    flags = ("--rule", rule, "--rounds", 2, "--continue", "--label-flip", "--max-class-share", 1)
+    assert_resumes_exactly(script, monkeypatch, tmp_path, lambda run_dir, *more: command(run_dir, *flags, *more))
+
+
 def test_self_training_runs_and_resumes_exactly(script, command, tmp_path, monkeypatch):
     flags = ("--percentile", 66, "--beta", 0.05, "--adapt-bn", "--bn-statistics", "target")
     assert_resumes_exactly(script, monkeypatch, tmp_path, lambda run_dir, *more: command(run_dir, *flags, *more))
@@ -266,7 +273,8 @@ class Surest:
 
 def test_a_rule_is_a_class_and_a_line(script, command, tmp_path, monkeypatch):
     monkeypatch.setitem(RULES, "surest", Surest)
-    done = script(*command(tmp_path / "mine", "--max-steps", 1, "--rule", "surest", "--percentile", 7))
+    done = script(*command(tmp_path / "mine", "--max-steps", 1, "--rule", "surest", "--percentile", 7,
+                           "--max-class-share", 1))  # fmt: skip
     assert done.status == 0, done.err
     (summary,) = (tmp_path / "mine/pseudo-labels").rglob("summary.json")
     made_from = json.loads(summary.read_text())["made_from"]

@@ -25,6 +25,7 @@ from datasets.labels import IGNORE
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 from utils.bar import tracked
+from utils.errors import UserError
 from utils.files import write_atomically, write_json
 from utils.interruption import worker_signals
 
@@ -39,18 +40,20 @@ def pseudo_labelled(
     workers: int,
     device: torch.device,
     pause: Callable[[], None] = lambda: None,
+    max_class_share: float = 1.0,
 ) -> SegmentationSet:
     """`data`, an unlabelled split of the target, with the labels that `model` gives it at the working size.
 
     rule, settings: a name in `RULES` and what its constructor takes; made_from: what names the network.
 
     The labels are PNGs of train ids below FOLDER/KEY/ in Cityscapes' layout. `summary.json` beside them has every
-    class's threshold and the share of its pixels that was kept. KEY is a digest of what the labels were made from: the
+    class's threshold, the pixels that were predicted and labelled as it, and the share of its predicted pixels that got
+    any label. KEY is a digest of what the labels were made from: the
     network, the rule, its settings and the pictures. Labels of the same KEY are used again; others stay where they are.
     The summary is written last, so that labels of an interrupted pass are made again.
 
-    Neither pass holds more than a batch; `pause` is called between two. Raises `UserError` when a picture cannot be
-    read or a label cannot be written.
+    No pass holds more than a batch; `pause` is called between two. Raises `UserError` when a picture cannot be read, a
+    label cannot be written, or one class has more than `max_class_share` of all labelled pixels.
     """
     made_from = made_from | settings | {"size": list(data.size)}
     made_from |= {"pictures": [stamp(sample.image) for sample in data.samples]}
@@ -68,17 +71,25 @@ def pseudo_labelled(
     model.eval()
     classes = len(data.classes)
     by_rule = RULES[rule](classes, device, **settings)
-    for probabilities in _probabilities(model, data, device, workers, "thresholds", pause):
-        by_rule.observe(probabilities)
-    predicted, kept = (torch.zeros(classes, dtype=torch.int64, device=device) for _ in range(2))
-    remaining = iter(samples)
-    for probabilities in _probabilities(model, data, device, workers, "pseudo-labels", pause):
-        labels = by_rule.label(probabilities)
-        predicted += _pixels(confidences(probabilities)[0], classes)
-        kept += _pixels(labels, classes)
+    order = range(len(data))
+    if hasattr(by_rule, "observe"):
+        for probabilities in _probabilities(model, data, device, workers, "thresholds", pause):
+            by_rule.observe(probabilities)
+    else:
+        order = np.random.default_rng(0).permutation(len(data))  # by name they come street by street
+    predicted, kept, labelled_as = (torch.zeros(classes, dtype=torch.int64, device=device) for _ in range(3))
+    seen = dataclasses.replace(data, samples=[data.samples[index] for index in order])
+    remaining = iter([samples[index] for index in order])
+    for probabilities in _probabilities(model, seen, device, workers, "pseudo-labels", pause):
+        labels, prediction = by_rule.label(probabilities), confidences(probabilities)[0]
+        predicted += _pixels(prediction, classes)
+        kept += _pixels(torch.where(labels == IGNORE, IGNORE, prediction), classes)
+        labelled_as += _pixels(labels, classes)
         for label in labels.cpu().numpy():
             _write_label(next(remaining).label, label)
-    summary = summarise(data.classes.names, by_rule.thresholds, predicted, kept) | {"made_from": made_from}
+    _require_several_classes(data.classes.names, labelled_as, max_class_share)
+    summary = summarise(data.classes.names, by_rule.thresholds, predicted, kept, labelled_as)
+    summary["made_from"] = made_from
     write_json(home / "summary.json", summary)
     print(f"pseudo-labels {home}: {describe(summary)}")
     return labelled
@@ -121,12 +132,26 @@ def _write_label(path: Path, label: np.ndarray) -> None:
     write_atomically(path, lambda file: Image.fromarray(label).save(file, format="PNG"))
 
 
-def summarise(names: Sequence[str], thresholds: Tensor, predicted: Tensor, kept: Tensor) -> dict[str, Any]:
-    """Per class and in all: predicted and kept pixels, the share kept (None where nothing was predicted)."""
-    rows = zip(names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
+def _require_several_classes(names: Sequence[str], labelled_as: Tensor, max_class_share: float) -> None:
+    """Raises `UserError` where one class has more than this share of the labelled pixels."""
+    share, largest = (labelled_as / labelled_as.sum().clamp(min=1)).max(dim=0)
+    if float(share) > max_class_share:
+        raise UserError(
+            f"pseudo-labels: {100 * float(share):.0f}% of all labelled pixels are {names[largest]}, expected at most "
+            f"{100 * max_class_share:g}%: the labels have collapsed, and training on them makes it worse. Take another "
+            "--labeller or --rule, or raise --max-class-share where this class really fills the pictures"
+        )
+
+
+def summarise(
+    names: Sequence[str], thresholds: Tensor, predicted: Tensor, kept: Tensor, labelled_as: Tensor
+) -> dict[str, Any]:
+    """Per class and in all: pixels predicted as the class and the share of them that got any label (None where nothing
+    was predicted); pixels labelled as it, which by some rules is another class than the predicted one."""
+    rows = zip(*(part.tolist() for part in (thresholds, predicted, kept, labelled_as)), strict=True)
     classes = {
-        name: {"threshold": threshold, "predicted_pixels": n, "kept_pixels": k, "kept_share": k / n if n else None}
-        for name, threshold, n, k in rows
+        name: {"threshold": k_c, "predicted_pixels": n, "kept_pixels": own, "kept_share": k / n if n else None}
+        for name, (k_c, n, k, own) in zip(names, rows, strict=True)
     }
     return {"kept_share": int(kept.sum()) / max(1, int(predicted.sum())), "classes": classes}
 

@@ -28,9 +28,11 @@ PLAIN = {
 
 
 def started_from(settings: dict[str, Any]) -> str | None:
-    """The run whose network a run started from, if it did: --init's, or the one that a moving teacher was."""
+    """The run whose network a run started from, if it did: --init's, the one that a moving teacher was, or the first
+    round's labeller, where rounds continue one another."""
     moving = settings.get("teacher") == "moving"
-    return settings["init"] or (settings.get("teacher_checkpoint") if moving else None)
+    labeller = settings["labeller"][0] if settings.get("continue") else None
+    return settings["init"] or labeller or (settings.get("teacher_checkpoint") if moving else None)
 
 
 def in_short(value: Any) -> str:
@@ -75,8 +77,13 @@ def _translation(settings: dict[str, Any]) -> str:
 
 
 def _pseudo_labels(settings: dict[str, Any]) -> str:
-    words = RULES[settings["rule"]].title + (" by AdaBN" if settings["adapt_bn"] else "")
-    words += f", percentile {settings['percentile']:g}" if settings["percentile"] != 50 else ""
+    rule = RULES[settings["rule"]]
+    words = rule.title + (" by AdaBN" if settings["adapt_bn"] else "")
+    words += ", mirrored too" if settings.get("label_flip") else ""
+    for flag, plain in (("percentile", 50), ("portion", 0.2)):
+        if flag in rule.settings.values() and settings[flag] != plain:
+            words += f", {flag} {settings[flag]:g}"
+    words += ", from the labeller" if settings.get("continue") else ""
     return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
 
 

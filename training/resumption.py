@@ -30,12 +30,16 @@ FREE = {
     "labeller",
     "teacher_checkpoint",
     "pseudo_labels",
+    "max_class_share",
 }
 """Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
 and a labeller's or teacher's content). Where the data lie and which are listed, every domain's flags, are free too."""
 
 
-LATER = {"train_pseudo_labels": {"rule": "bdl"}}
+LATER = {
+    "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False}
+    | {"portion": 0.2, "portion_step": 0.05, "portion_max": 0.5},
+}
 """Script -> flags that came after it had written runs -> the value that stands for what those runs did."""
 LATER_WITH_SOURCE = {"recolour": 0.0}
 """The same of every script that reads a labelled source."""
