@@ -34,7 +34,7 @@ from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
-from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint
+from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.evaluation import evaluate, predict
 from training.gradients import PRECISIONS
 from training.resumption import FREE
@@ -115,12 +115,12 @@ def main() -> None:
     named, records, configs, side_by_side = [], [], [], {}
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
+        run, classes = trained_with(checkpoint, path), classes_of(checkpoint)
         if checkpoint["closed"] < checkpoint["epoch"]:
             print(
                 f"note: {path} was written in the middle of epoch {checkpoint['epoch']}, at step {checkpoint['step']}"
             )
         model = build_from_checkpoint(checkpoint, path).to(args.device)
-        run, classes = checkpoint["config"]["arguments"], classes_of(checkpoint)
         configs.append(checkpoint["config"])
         data = _data(args, run, path)
         sets.append(data)
@@ -203,7 +203,7 @@ def _bands_of_one(configs: list[dict[str, Any]]) -> bool:
 def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     """The run's arguments, with the data and the limit that this command names in place of the run's."""
     own = vars(args)
-    given = run | {key: own[key] for key in SOURCES} | {"limit": args.limit or run["limit"]}
+    given = run | {key: own[key] for key in SOURCES} | {"limit": args.limit or run.get("limit")}
     return given if target_of(own) is None else given | {key: own[key] for key in TARGETS}
 
 

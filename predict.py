@@ -34,7 +34,7 @@ from datasets.files import SUFFIXES, read_image
 from datasets.labels import Classes
 from datasets.pictures import legend, overlay, stacked
 from models.gradcam import grad_cam, layer_named
-from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint
+from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.prediction import Maps, maps, network_input
 from utils.flags import default_device, device
 
@@ -93,7 +93,7 @@ def main() -> None:
     explained = None if args.cam is None else class_named(args.cam, classes)
     planned = plan(pictures, args, None if explained is None else classes.names[explained])
     model = build_from_checkpoint(checkpoint, args.checkpoint).to(args.device).eval()
-    size = tuple(checkpoint["config"]["arguments"]["size"])
+    size = tuple(trained_with(checkpoint, args.checkpoint)["size"])
     layer = None
     if args.cam is not None:
         try:

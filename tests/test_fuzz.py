@@ -28,7 +28,7 @@ from reporting.manifest import OwnFolder
 from reporting.results import experiments, read_run
 from reporting.tables import assigned_tables
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
-from training.resumption import changes
+from training.directory import DirectoryClaim
 from utils.errors import UserError
 
 SECONDS = 5
@@ -319,7 +319,7 @@ def test_hostile_values_in_a_run_are_shown_or_refused(run_of_somebody):
     assert 150 < survive_runs(run, ["config.json", "result.json", "metrics.jsonl"], 500, show) < 450
     with contextlib.redirect_stdout(io.StringIO()):
         resumed = survive_runs(
-            run, ["config.json"], 1500, lambda run: changes(run / "config.json", config, torch.device("cpu"), True)
+            run, ["config.json"], 1500, lambda run: DirectoryClaim(run, dict(config), True, True, torch.device("cpu"))
         )
     assert 750 < resumed < 1500
 

@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(script, city, tmp_pat
     for damage in (b"", whole[:-100], bytes(middle)):
         last.write_bytes(damage)
         assert "checkpoint" in one_line_error(script("eval", last))
-        assert same(load_newest(run_dir), load_checkpoint(previous))
+        assert same(load_newest(run_dir).content, load_checkpoint(previous))
     copy = tmp_path / "both"
     shutil.copytree(run_dir, copy)
     (copy / "checkpoint_previous.pt").write_bytes(b"x")
@@ -285,6 +285,39 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(script, city, tmp_pat
     assert_same_runs(tmp_path / "straight", run_dir)
     assert not previous.exists()
     assert load_newest(tmp_path) is None
+
+
+def test_another_runs_checkpoint_is_refused(script, city, tmp_path):
+    """Its figures would stand under this run's seed and size."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert script(*upper(city, a, "--max-steps", 4)).status == 0
+    assert script(*upper(city, b, "--max-steps", 2, "--seed", 7, "--size", "64x48")).status == 0
+    shutil.copy(b / "checkpoint_last.pt", a / "checkpoint_last.pt")
+    result = (a / "result.json").read_text()
+    message = one_line_error(script(*upper(city, a, "--max-steps", 4, "--resume")))
+    for said in ("made checkpoint_last.pt", "--seed was 7, is 0", "--size was [64, 48], is [48, 32]", "--max-steps"):
+        assert said in message
+    assert (a / "result.json").read_text() == result
+    done = script(*upper(city, tmp_path / "a", "--max-steps", 4, "--resume", "--allow-changes"))
+    assert done.status == 0, done.err
+    assert "note: --seed was 7, is 0" in done.out
+    assert "--seed was 7, is 0" in json.loads((a / "config.json").read_text())["changes"]
+
+
+def test_a_finished_run_that_goes_on_has_no_result_until_it_ends(script, city, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    assert script(*upper(city, run_dir, "--max-steps", 2)).status == 0
+    left = [run_dir / name for name in ("result.json", "model_card.md")]
+    before = [path.read_text() for path in left]
+    seed = ("--max-steps", 2, "--seed", 5, "--resume", "--allow-changes")
+    assert "its changes would touch none" in one_line_error(script(*upper(city, run_dir, *seed)))
+    assert [path.read_text() for path in left] == before
+    more = ("--max-steps", 4, "--lr", 0.001, "--resume", "--allow-changes")
+    stopped_at(script, monkeypatch, 2, *upper(city, run_dir, *more))
+    assert not any(path.exists() for path in left)
+    done = script(*upper(city, run_dir, *more))
+    assert done.status == 0, done.err
+    assert json.loads(left[0].read_text())["step"] == 4
 
 
 @pytest.mark.slow

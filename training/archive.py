@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from datasets.labels import Classes
+from models import UNREADABLE
 from utils.distributed import rank
 from utils.errors import UserError
 
@@ -53,12 +54,13 @@ class Archive:
         """model: the network that is deployed. parts: name -> whatever else has a state_dict."""
         self.model, self.parts, self._saved = model, parts, time.monotonic()
 
-    def restore(self, changed: bool) -> bool:
-        """Brings everything back as the newest checkpoint has it; with `changed` arguments rates and the like stay as
-        they ask for. Returns whether a checkpoint was written yet."""
-        checkpoint = load_newest(self.directory)
-        if checkpoint is None:
+    def restore(self, is_changed: Callable[[dict[str, Any], Path], bool]) -> bool:
+        """Brings everything back as the newest checkpoint has it; where that one and its path say that arguments have
+        changed, rates and the like stay as this command asks for. Returns whether a checkpoint was written yet."""
+        newest = load_newest(self.directory)
+        if newest is None:
             return False
+        checkpoint, changed = newest.content, is_changed(newest.content, newest.path)
         progress = self.progress
         try:
             self.model.load_state_dict(checkpoint["weights"])
@@ -66,20 +68,21 @@ class Archive:
                 anew = isinstance(part, LRScheduler) or (name == "scaler" and name not in checkpoint["training"])
                 if not (changed and anew):  # a run that goes on in fp16 has a scaler that it had not before
                     _load_part(part, checkpoint["training"][name], changed)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.directory}: its checkpoint does not fit this run ({error})") from None
-        for kept in (progress, *self.kept):
-            kept.load_state_dict(checkpoint)
-        if progress.done:
-            self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
+            for kept in (progress, *self.kept):
+                kept.load_state_dict(checkpoint)
+            if progress.done:
+                self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
+            evaluated = bool(checkpoint["history"]) and checkpoint["history"][-1]["step"] == progress.step
+        except UNREADABLE as error:
+            raise UserError(f"{newest.path}: does not fit this run ({error})") from None
+        if progress.step > progress.total_steps or (changed and progress.done and evaluated):
+            raise UserError(
+                f"--resume {self.directory}: {progress.step} steps are done already, and this command asks for "
+                f"{progress.total_steps}"
+                + ("; its changes would touch none" if progress.step == progress.total_steps else "")
+            )
         if changed:
-            if progress.step > progress.total_steps:
-                raise UserError(
-                    f"--resume {self.directory}: {progress.step} steps are done already, and this command asks for "
-                    f"{progress.total_steps}"
-                )
-            history = checkpoint["history"]
-            progress.recount(evaluated=bool(history) and history[-1]["step"] == progress.step)
+            progress.recount(evaluated)
             for part in self.parts.values():
                 if isinstance(part, LRScheduler):
                     move_to(part, progress.step)

@@ -6,8 +6,9 @@ import argparse
 import hashlib
 import io
 import os
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 import models
 from datasets.labels import CITYSCAPES, Classes, require_same_classes
 from utils.errors import UserError
-from utils.files import sync, write_atomically
+from utils.files import is_there, sync, write_atomically
+
+from .vetting import require_sound, vet
 
 FORMAT = 2
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
@@ -65,18 +68,32 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(f"{type(value).__name__} {value!r}".encode())
 
 
+class Unreadable(UserError):
+    """A file that may well be whole, but cannot be read here and now."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. Raises `UserError` for a file that is missing, damaged, or something else."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file")
+    """Reads a checkpoint onto the CPU. Raises `Unreadable` for a file that this process may not read, or not this
+    version; `UserError` for one that is missing, damaged, or something else."""
     try:
+        if not path.is_file():
+            raise UserError(f"checkpoint {path}: no such file")
+        path.open("rb").close()
+    except OSError as error:
+        raise Unreadable(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+    try:
+        vet(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except models.UNREADABLE:
-        raise UserError(f"{path}: no checkpoint of this project, or a damaged one (torch cannot read it)") from None
-    if not isinstance(content, dict) or not {"format", "network", "weights", "config"} <= content.keys():
+        require_sound(content)
+    except (*models.UNREADABLE, zipfile.BadZipFile, AssertionError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise Unreadable(f"checkpoint {path}: there is not enough memory to read it") from None
+        why = error if type(error) is ValueError else "torch cannot read it"
+        raise UserError(f"{path}: no checkpoint of this project, or a damaged one ({why})") from None
+    if not content.keys() >= {"format", "network", "weights", "config"}:
         raise UserError(f"{path}: no checkpoint of this project (it lacks the network's name and configuration)")
     if content["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}")
+        raise Unreadable(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}")
     expected = content.pop("checksum", None)
     if checksum({key: value for key, value in content.items() if key != "format"}) != expected:
         raise UserError(f"{path}: damaged, its checksum does not fit its content")
@@ -93,22 +110,32 @@ def checkpoint_file(text: str) -> Path:
     raise argparse.ArgumentTypeError(f"{path}: no {LAST} is there{more}")
 
 
-def load_newest(directory: Path) -> dict[str, Any] | None:
-    """A run's newest checkpoint that is whole, None where none was written yet. Says when it is not the last one.
+class Newest(NamedTuple):
+    """A run's newest checkpoint that is whole."""
 
-    Raises `UserError` when there are checkpoints and every one is damaged.
+    path: Path
+    content: dict[str, Any]
+
+
+def load_newest(directory: Path) -> Newest | None:
+    """None where none was written yet. Says when it is not the last one.
+
+    Raises `UserError` when there are checkpoints and every one is damaged, or one is there that cannot be read: it may
+    be the newest.
     """
     problems = []
     for path in (directory / LAST, directory / PREVIOUS):
-        if path.exists():
+        if is_there(path):
             try:
                 content = load_checkpoint(path)
+            except Unreadable as error:
+                raise UserError(f"{error}. It may be whole: the run goes on once it can be read") from None
             except UserError as error:
                 problems.append(str(error))
                 continue
             if problems or path.name != LAST:
                 print(f"note: {'; '.join(problems) or f'{LAST} is missing'}; continuing from {path.name}")
-            return content
+            return Newest(path, content)
     if problems:
         raise UserError(f"every checkpoint of the run is damaged: {'; '.join(problems)}. Choose another --run-dir")
     return None
@@ -130,11 +157,26 @@ def classes_of(checkpoint: dict[str, Any]) -> Classes:
     return Classes(tuple(names), tuple(tuple(colour) for colour in colours))
 
 
+def trained_with(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The arguments of the run that wrote a checkpoint. Raises `UserError` when it does not say them."""
+    arguments = checkpoint["config"].get("arguments", {})
+    if not {"size", "batch_size"} <= arguments.keys() or not {"step", "epoch", "closed"} <= checkpoint.keys():
+        raise UserError(f"{path}: does not say at what size its network was trained; no checkpoint of a run")
+    return arguments
+
+
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """The network that a checkpoint holds, with its weights. Raises `UserError` when the two do not fit."""
-    options = dict(checkpoint["network"])
+    options = {
+        key: value for key, value in checkpoint["network"].items() if key not in ("weights", "allow_partial_weights")
+    }
     try:
-        model = models.build_segmenter(options.pop("name"), **options)
+        name, classes = options.pop("name"), len(classes_of(checkpoint))
+        if options.get("num_classes", classes) != classes:
+            raise ValueError(f"it names {classes} classes")
+        with torch.device("meta"):  # what the options say may ask for any amount of memory; the weights are there
+            models.build_segmenter(name, **options).load_state_dict(dict(checkpoint["weights"]), assign=True)
+        model = models.build_segmenter(name, **options)
         model.load_state_dict(checkpoint["weights"])
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit its network {checkpoint['network']} ({error})") from None

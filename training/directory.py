@@ -11,10 +11,10 @@ import torch
 
 from utils.distributed import from_first, rank
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import is_there, read_json, write_json
 
 from .lock import DirectoryLock
-from .resumption import changes
+from .resumption import changes, note_machine, require_allowed
 
 CONFIG = "config.json"
 
@@ -23,22 +23,48 @@ class DirectoryClaim:
     """A run's claim to its directory: it is new, or empty, or this very run's that is resumed. Rank 0 holds its lock.
 
     config: the run's `config.json`, which the directory keeps. resumed: whether the run goes on. changes: what differs
-    from the command that started it. Raises `UserError` for another run's directory, or for changes that
-    --allow-changes does not allow.
+    from the command that started it, or that made the checkpoint. Raises `UserError` for another run's directory, or
+    for changes that --allow-changes does not allow.
     """
 
     def __init__(
         self, path: Path, config: dict[str, Any], resume: bool, allow_changes: bool, device: torch.device
     ) -> None:
-        self.path, self.config = path, config
+        self.path, self.config, self.device, self.allow_changes = path, config, device, allow_changes
         self.changes: list[str] = []
         self._lock: DirectoryLock | None = None
-        self.resumed = from_first(resume and (path / CONFIG).exists())
+        self.resumed = from_first(resume and is_there(path / CONFIG))
         if self.resumed:
-            self.changes, earlier = changes(path / CONFIG, config, device, allow_changes)
-            config["changes"] = [*earlier, *self.changes]
+            before = self._read()
+            note_machine(before, config, device)
+            config["changes"] = [*before.get("changes", [])]
+            self._compare(before, path / CONFIG)
         elif rank() == 0:
             self._refuse_used()
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / CONFIG
+        try:
+            before = read_json(path)
+            if isinstance(before, dict) and isinstance(before.get("changes", []), list):
+                return before
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValueError:
+            pass
+        raise UserError(f"{path}: damaged, the run cannot be compared with this command")
+
+    def _compare(self, before: dict[str, Any], where: Path) -> None:
+        found = [change for change in changes(before, self.config, self.device, where) if change not in self.changes]
+        require_allowed(found, self.allow_changes, where)
+        self.changes += found
+        self.config["changes"] += found
+
+    def goes_on_changed(self, checkpoint: dict[str, Any], path: Path) -> bool:
+        """Whether this command differs from the run's or from the one that made the checkpoint: another run's file may
+        stand here. Raises `UserError` where --allow-changes does not allow it."""
+        self._compare(checkpoint["config"], path)
+        return bool(self.changes)
 
     def _refuse_used(self) -> None:
         if used(self.path):

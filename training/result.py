@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
 from utils.files import write_atomically, write_json
 from utils.tables import result_tables
 
@@ -42,6 +43,16 @@ def write_result(
     card = model_card(config, result).encode()
     write_atomically(directory / MODEL_CARD, lambda file: file.write(card))
     write_json(directory / "result.json", result)
+
+
+def withdraw_result(directory: Path) -> None:
+    """Of a finished run that goes on: it would be a figure of other steps, and perhaps of other settings. Raises
+    `UserError`."""
+    for path in (directory / "result.json", directory / MODEL_CARD):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be taken away ({error.strerror})") from None
 
 
 def result_text(directory: Path, history: list[dict[str, Any]]) -> str:

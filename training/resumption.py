@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from datasets import domains
 from utils.distributed import ranks
 from utils.errors import UserError
-from utils.files import read_json
 
 FREE = {
     "root",
@@ -53,49 +52,53 @@ def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
     return arguments | {key: value for key, value in of_data.items() if key not in arguments}
 
 
-def changes(path: Path, config: dict[str, Any], device: torch.device, allowed: bool) -> tuple[list[str], list[str]]:
-    """What differs between the run's `config.json` at `path` and this command's `config`, of what touches the
-    mathematics; and what was changed before. Notes what does not touch it.
+def changes(before: dict[str, Any], config: dict[str, Any], device: torch.device, where: Path) -> list[str]:
+    """What differs between a run's configuration `before` and this command's `config`, of what touches the mathematics.
+    `before` stands at `where`: the directory's `config.json`, or what a checkpoint says of itself.
 
-    Raises `UserError` when something changed and nothing may, or when the file cannot be read.
+    Raises `UserError` when it is no configuration.
     """
-    try:
-        before = read_json(path)
-        arguments, data = arguments_of(before), before["data"]
-        earlier = before.get("changes", [])
-        if not (isinstance(data, dict) and isinstance(earlier, list)):
-            raise TypeError("no table")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged, the run cannot be compared with this command") from None
     now = config["arguments"]
     free = FREE | {name for name, default in domains.arguments().items() if default is None}  # an encoding is not
-    changed = [
-        f"--{key.replace('_', '-')} was {arguments.get(key)}, is {now.get(key)}"
-        for key in sorted(arguments.keys() | now.keys())
-        if key not in free and arguments.get(key) != now.get(key)
-    ]
-    changed += [
-        f"{name} holds other pictures, or its labels are read in another way"
-        for name, value in config["data"].items()
-        if data.get(name) != value
-    ]
-    if before.get("ranks", 1) != ranks():
-        words = f"the number of processes was {before.get('ranks', 1)}, is {ranks()}"
-        if device.type == "cuda":
-            print(f"note: {words}")
-        else:
-            changed.append(f"{words} (on a CPU each process normalises its own share of a batch)")
-    for what in ("commit", "versions"):
-        if before.get(what) != config[what]:
-            print(f"note: the run was started with other software ({what}: {before.get(what)})")
+    try:
+        arguments, data, processes = arguments_of(before), before["data"], before.get("ranks", 1)
+        changed = [
+            f"--{key.replace('_', '-')} was {arguments.get(key)}, is {now.get(key)}"
+            for key in sorted(arguments.keys() | now.keys())
+            if key not in free and arguments.get(key) != now.get(key)
+        ]
+        changed += [
+            f"{name} holds other pictures, or its labels are read in another way"
+            for name, value in config["data"].items()
+            if data.get(name) != value
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: damaged, the run cannot be compared with this command") from None
+    if processes != ranks() and device.type != "cuda":
+        words = f"the number of processes was {processes}, is {ranks()}"
+        changed.append(f"{words} (on a CPU each process normalises its own share of a batch)")
+    return changed
+
+
+def require_allowed(changed: list[str], allowed: bool, where: Path) -> None:
+    """Says what changed. Raises `UserError` when something did and nothing may; `where`: see `changes`."""
     if changed and not allowed:
+        of = "the run's" if where.suffix == ".json" else f"the one that made {where.name}"
         raise UserError(
-            f"--resume {path.parent}: this command differs from the run's: {'; '.join(changed)}. Add --allow-changes "
+            f"--resume {where.parent}: this command differs from {of}: {'; '.join(changed)}. Add --allow-changes "
             "to continue with the new values from the next step on"
         )
     for change in changed:
         print(f"note: {change}")
-    return changed, earlier
+
+
+def note_machine(before: dict[str, Any], config: dict[str, Any], device: torch.device) -> None:
+    """Says what differs of what touches no mathematics."""
+    if before.get("ranks", 1) != config["ranks"] and device.type == "cuda":
+        print(f"note: the number of processes was {before.get('ranks', 1)}, is {config['ranks']}")
+    for what in ("commit", "versions"):
+        if before.get(what) != config[what]:
+            print(f"note: the run was started with other software ({what}: {before.get(what)})")
 
 
 def move_to(schedule: LRScheduler, step: int) -> None:

@@ -33,6 +33,7 @@ from datasets.geometry import Geometry
 from datasets.rare_classes import RareClasses
 from datasets.segmentation import shared_classes
 from utils.distributed import first_then_others, from_each, highest, note_parts, rank, ranks
+from utils.errors import UserError
 from utils.interruption import Interruption, Stop
 from utils.tables import counted
 
@@ -47,7 +48,7 @@ from .journal import Journal, oracle
 from .preparation import Preparation
 from .progress import Progress
 from .provenance import configuration
-from .result import result_text, write_result
+from .result import result_text, withdraw_result, write_result
 from .streams import Streams
 
 
@@ -111,8 +112,12 @@ class Run:
             start_from(model, init, self.classes)
         with first_then_others():
             self._claim.open()
-        if resumed and not self.archive.restore(changed=bool(self._claim.changes)) and init is not None:
-            start_from(model, init, self.classes)  # it was interrupted before its first checkpoint
+        try:
+            if resumed and not self.archive.restore(self._claim.goes_on_changed) and init is not None:
+                start_from(model, init, self.classes)  # it was interrupted before its first checkpoint
+        except UserError:
+            self._claim.release()
+            raise
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 self.gradients.watch(name, part)
@@ -237,6 +242,8 @@ class Run:
     def _save(self, best: bool = False) -> None:
         """On all ranks at once. Raises `UserError` for a loss that is not finite, so that what is kept is good."""
         self._read()
+        if rank() == 0:
+            withdraw_result(self.directory)
         self.journal.board.flush()  # what is logged and what is kept end at the same step
         self.archive.save(best)
         self._claim.keep_changes()

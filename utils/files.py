@@ -31,6 +31,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there. Raises `UserError` where this process may not know."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path}: cannot be looked at ({error.strerror})") from None
+    return True
+
+
 def sync(folder: Path) -> None:
     """Makes renames in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
