@@ -26,7 +26,7 @@ from reporting.comparison import comparison
 from reporting.figures import curves
 from reporting.manifest import OwnFolder
 from reporting.results import experiments, read_run
-from reporting.tables import assigned_tables
+from reporting.tables import assignment_tables
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from training.directory import DirectoryClaim
 from utils.errors import UserError
@@ -311,7 +311,7 @@ def test_hostile_values_in_a_run_are_shown_or_refused(run_of_somebody):
 
     def show(run):
         found = experiments([read_run(run)])
-        for table in (*assigned_tables(found, {}), comparison(found)):
+        for table in (*assignment_tables(found, {}), comparison(found)):
             assert all((table.html(), table.latex(), table.markdown(), table.csv()))
         assert all(name and "/" not in name for name, _, _ in curves(found))
 
@@ -371,5 +371,5 @@ def test_hostile_manifests_and_costs_are_read_or_refused(tmp_path):
             (tmp_path / "costs.json").write_text(replaced(whole, path, value))
             costs = {}
             read += read_costs(tmp_path / "costs.json", costs)
-            assert all(table.markdown() for table in assigned_tables([], costs))
+            assert all(table.markdown() for table in assignment_tables([], costs))
     assert read > 50
