@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from adaptation.recolouring import RANGES, UNCHANGED, Recolouring, texture
 from adaptation.translation import TRANSLATIONS
-from reporting.tables import source_only_with
+from reporting.student_tables import source_only_with
 from training.methods import method_name
 
 
