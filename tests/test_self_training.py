@@ -155,6 +155,39 @@ def test_labels_are_reused_only_when_made_from_the_same(tmp_path, city, capsys):
     assert first.samples[2].label.is_file()
 
 
+def test_labels_that_were_replaced_are_made_again(tmp_path, city, capsys):
+    data = cityscapes(city, "train", (48, 32), labelled=False)
+
+    def make():
+        labelled = by_bdl(Colours(), data, tmp_path / "labels", {"n": 1})
+        return [sample.label.read_bytes() for sample in labelled.samples], capsys.readouterr().out
+
+    whole, _ = make()
+    (summary,) = (tmp_path / "labels").glob("*/summary.json")
+    vouching = summary.read_text()
+    labels = sorted(summary.parent.rglob("*.png"))
+    assert "used again" in make()[1]
+
+    def swap():
+        one, other = (path.read_bytes() for path in labels[:2])
+        labels[0].write_bytes(other)
+        labels[1].write_bytes(one)
+
+    def alter():
+        status = labels[0].stat()
+        Image.fromarray(255 - np.array(Image.open(labels[0]))).save(labels[0])
+        os.utime(labels[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    earlier = json.dumps({key: value for key, value in json.loads(vouching).items() if key != "labels_sha256"})
+    damages = [swap, alter] + [lambda text=text: summary.write_text(text) for text in (earlier, "", "null", "[" * 9999)]
+    for damage in damages:
+        damage()
+        again, said = make()
+        assert "not those that its summary vouches for; made again" in said
+        assert again == whole
+        assert summary.read_text() == vouching
+
+
 KILLED = """
 import os, sys, torch
 from pathlib import Path

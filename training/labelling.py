@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 from utils.bar import tracked
 from utils.errors import UserError
-from utils.files import write_atomically, write_json
+from utils.files import is_there, read_json, write_atomically, write_json
 from utils.interruption import worker_signals
 
 
@@ -48,9 +49,9 @@ def pseudo_labelled(
 
     The labels are PNGs of train ids below FOLDER/KEY/ in Cityscapes' layout. `summary.json` beside them has every
     class's threshold, the pixels that were predicted and labelled as it, and the share of its predicted pixels that got
-    any label. KEY is a digest of what the labels were made from: the
-    network, the rule, its settings and the pictures. Labels of the same KEY are used again; others stay where they are.
-    The summary is written last, so that labels of an interrupted pass are made again.
+    any label. KEY is a digest of what the labels were made from: the network, the rule, its settings and the pictures.
+    Labels of the same KEY are used again, where the summary vouches for their content; others stay where they are. The
+    summary is written last, so that labels of an interrupted pass are made again.
 
     No pass holds more than a batch; `pause` is called between two. Raises `UserError` when a picture cannot be read, a
     label cannot be written, or one class has more than `max_class_share` of all labelled pixels.
@@ -65,9 +66,11 @@ def pseudo_labelled(
     labelled = dataclasses.replace(
         data, name=f"{data.name}, pseudo-labels", samples=samples, encoding="trainIds", same_shape=False
     )
-    if _complete(home, samples):
-        print(f"pseudo-labels {home}: made earlier from the same network and settings, used again")
-        return labelled
+    if is_there(home / "summary.json"):
+        if _vouched_for(home, samples):
+            print(f"pseudo-labels {home}: made earlier from the same network and settings, used again")
+            return labelled
+        print(f"pseudo-labels {home}: not those that its summary vouches for; made again")
     model.eval()
     classes = len(data.classes)
     by_rule = RULES[rule](classes, device, **settings)
@@ -80,24 +83,36 @@ def pseudo_labelled(
     predicted, kept, labelled_as = (torch.zeros(classes, dtype=torch.int64, device=device) for _ in range(3))
     seen = dataclasses.replace(data, samples=[data.samples[index] for index in order])
     remaining = iter([samples[index] for index in order])
+    written: dict[Path, str] = {}
     for probabilities in _probabilities(model, seen, device, workers, "pseudo-labels", pause):
         labels, prediction = by_rule.label(probabilities), confidences(probabilities)[0]
         predicted += _pixels(prediction, classes)
         kept += _pixels(torch.where(labels == IGNORE, IGNORE, prediction), classes)
         labelled_as += _pixels(labels, classes)
         for label in labels.cpu().numpy():
-            _write_label(next(remaining).label, label)
+            path = next(remaining).label
+            written[path] = _write_label(path, label)
     _require_several_classes(data.classes.names, labelled_as, max_class_share)
     summary = summarise(data.classes.names, by_rule.thresholds, predicted, kept, labelled_as)
-    summary["made_from"] = made_from
+    summary |= {"made_from": made_from, "labels_sha256": _together(written[sample.label] for sample in samples)}
     write_json(home / "summary.json", summary)
     print(f"pseudo-labels {home}: {describe(summary)}")
     return labelled
 
 
-def _complete(home: Path, samples: list[Sample]) -> bool:
-    """Whether a pass came to its end there, and nothing was taken away since."""
-    return (home / "summary.json").is_file() and all(sample.label.is_file() for sample in samples)
+def _vouched_for(home: Path, samples: list[Sample]) -> bool:
+    """Whether a pass came to its end there, and its labels are still those that it wrote."""
+    try:
+        summary = read_json(home / "summary.json")
+        found = _together(hashlib.sha256(sample.label.read_bytes()).hexdigest() for sample in samples)
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and summary.get("labels_sha256") == found
+
+
+def _together(digests: Iterable[str]) -> str:
+    """One digest of the labels' own, in the order of the pictures."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -127,9 +142,13 @@ def label_path(sample: Sample) -> Path:
     return Path("gtFine", "train", "" if city == "train" else city, f"{sample.name}_gtFine_labelTrainIds.png")
 
 
-def _write_label(path: Path, label: np.ndarray) -> None:
+def _write_label(path: Path, label: np.ndarray) -> str:
+    """The SHA-256 of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: Image.fromarray(label).save(file, format="PNG"))
+    content = io.BytesIO()
+    Image.fromarray(label).save(content, format="PNG")
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
+    return hashlib.sha256(content.getbuffer()).hexdigest()
 
 
 def _require_several_classes(names: Sequence[str], labelled_as: Tensor, max_class_share: float) -> None:
