@@ -103,6 +103,9 @@ def read(places: Sequence[Path], left_out: list[str]) -> tuple[list[Measured], l
         except UserError as error:
             left_out.append(str(error))
     for file in files:
+        if file.suffix == ".pt":
+            left_out.append(f"{file} is a checkpoint; name its run, {file.parent}")
+            continue
         try:
             if not read_costs(file, costs):
                 measured += read_evaluations(file, left_out.append)

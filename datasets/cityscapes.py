@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 from .labels import CITYSCAPES_LABELS
-from .pairs import by_key, existing_root, folder_of, limited, match, pictures_below
+from .pairs import by_key, existing_root, folder_of, is_folder, lies_in, limited, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--cityscapes"
@@ -39,9 +39,7 @@ def cityscapes(
     name = f"Cityscapes {split}"
     images = folder_of(root, "leftImg8bit", split) or folder_of(root, "images", split)
     if images is None:
-        raise UserError(
-            f"{FLAG} {root}: found neither leftImg8bit/{split} nor images/{split} there or up to three folders below"
-        )
+        raise UserError(_no_pictures(root, split))
     pictures = by_key(pictures_below(images), lambda file: file.stem.removesuffix("_leftImg8bit"))
     if not pictures:
         raise UserError(f"{images}: the {split} split is empty; expected *_leftImg8bit.png or .jpg")
@@ -49,10 +47,25 @@ def cityscapes(
     if labelled:
         folder = folder_of(root, "gtFine", split)
         if folder is None:
-            raise UserError(f"{FLAG} {root}: found the pictures in {images}, but no gtFine/{split} with their labels")
+            raise UserError(
+                f"{FLAG} {root}: found the pictures in {images}, but no gtFine/{split} with their labels "
+                f"({lies_in(root)})"
+            )
         encoding, labels = _labels(folder)
     samples = limited(match(pictures, labels, list_file, name), limit)
     return SegmentationSet(name, samples, size, encoding, root=root, table=CITYSCAPES_LABELS)
+
+
+def _no_pictures(root: Path, split: str) -> str:
+    """Why there are none of a split: it is called otherwise, or this is no layout of Cityscapes."""
+    home = folder_of(root, "leftImg8bit") or folder_of(root, "images")
+    splits = sorted(path.name for path in home.iterdir() if is_folder(path)) if home else []
+    if splits:
+        return f"{FLAG} {root}: no split {split!r} is in {home}; there: {', '.join(splits)}"
+    return (
+        f"{FLAG} {root}: found neither leftImg8bit/{split} nor images/{split} up to three folders below "
+        f"({lies_in(root)}); see docs/data.md, or docs/extending.md for a set of other classes, such as CamVid"
+    )
 
 
 def _labels(folder: Path) -> tuple[str, dict[str, Path]]:

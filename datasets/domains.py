@@ -124,7 +124,10 @@ def open_source(given: Mapping[str, Any], labelled: bool = True) -> Segmentation
     key = source_of(given)
     more = _reading(key, SOURCES[key], given) | {"list_file": _path(given.get(f"{key}_list"))}
     size = tuple(given["source_size"])
-    return SOURCES[key].load(Path(given[key]), size, labelled=labelled, limit=given.get("limit"), **more)
+    try:
+        return SOURCES[key].load(Path(given[key]), size, labelled=labelled, limit=given.get("limit"), **more)
+    except UserError as error:
+        raise UserError(f"{error}{_swapped(key, Path(given[key]), TARGETS, 'train')}") from None
 
 
 def open_target(given: Mapping[str, Any], split: str, labelled: bool = True, listed: bool = False) -> SegmentationSet:
@@ -133,7 +136,21 @@ def open_target(given: Mapping[str, Any], split: str, labelled: bool = True, lis
     more = _reading(key, TARGETS[key], given)
     more["list_file"] = _path(given.get(f"{key}_list")) if listed else None
     size = tuple(given["size"])
-    return TARGETS[key].load(Path(given[key]), split, size, labelled=labelled, limit=given.get("limit"), **more)
+    try:
+        return TARGETS[key].load(Path(given[key]), split, size, labelled=labelled, limit=given.get("limit"), **more)
+    except UserError as error:
+        raise UserError(f"{error}{_swapped(key, Path(given[key]), SOURCES)}") from None
+
+
+def _swapped(key: str, root: Path, others: Mapping[str, Domain], *split: str) -> str:
+    """What an error about a root adds where it is laid out as a domain of the other role; nothing elsewhere."""
+    for other, domain in others.items():
+        try:
+            domain.load(root, *split, domain.size)
+        except UserError:
+            continue
+        return f". It is laid out as {domain.title}: are --{key} and --{other} swapped?"
+    return ""
 
 
 def _reading(key: str, domain: Domain, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 from .labels import CITYSCAPES_LABELS, load_mapping
-from .pairs import by_key, existing_root, folders_below, is_folder, limited, match, pictures_below
+from .pairs import by_key, existing_root, folders_below, is_folder, lies_in, limited, match, pictures_below
 from .segmentation import SegmentationSet
 
 FLAG = "--gta5"
@@ -37,7 +37,7 @@ def gta5(
     home = next((f for f in folders_below(root) if all(is_folder(f / name) for name in needed)), None)
     if home is None:
         beside = " beside labels/" if labelled else ""
-        raise UserError(f"{FLAG} {root}: found no images/{beside} there or up to three folders below")
+        raise UserError(f"{FLAG} {root}: found no images/{beside} up to three folders below ({lies_in(root)})")
     pictures = by_key(pictures_below(home / "images"), lambda file: file.stem)
     if not pictures:
         raise UserError(f"{home / 'images'}: empty; expected 00001.png, 00002.png, ...")

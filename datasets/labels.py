@@ -89,11 +89,13 @@ class Label(NamedTuple):
 @dataclass(frozen=True)
 class LabelTable:
     """How the label files of a data set are read. title: whose ids and colours they are. Ids are 0 to 253. Several rows
-    may be one class; where two rows have one colour, the first stands."""
+    may be one class; where two rows have one colour, the first stands. everywhere: a class that any dozen pictures
+    have, if there is one; labels that have neither it nor a later one are those of other classes."""
 
     title: str
     classes: Classes
     rows: tuple[Label, ...]
+    everywhere: str | None = None
 
     @property
     def palette(self) -> np.ndarray:
@@ -189,7 +191,7 @@ _BY_TRAIN_ID = sorted((row for row in _ROWS if row[2] != IGNORE), key=lambda row
 CITYSCAPES = Classes(tuple(row[1] for row in _BY_TRAIN_ID), tuple(row[3] for row in _BY_TRAIN_ID))
 """The 19 classes of Cityscapes' benchmark, on which most of this field trains."""
 
-CITYSCAPES_LABELS = LabelTable("Cityscapes", CITYSCAPES, tuple(Label(*row) for row in _ROWS))
+CITYSCAPES_LABELS = LabelTable("Cityscapes", CITYSCAPES, tuple(Label(*row) for row in _ROWS), "car")
 """What label files of Cityscapes and GTA5 hold."""
 
 CLASS_NAMES: tuple[str, ...] = CITYSCAPES.names

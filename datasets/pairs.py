@@ -18,7 +18,9 @@ SEARCH_DEPTH = 3
 
 
 NAMED = 3
-"""Files named in a message about missing partners; the others are counted."""
+"""Files named in a message; the others are counted."""
+
+ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,19 @@ def existing_root(root: Path, flag: str) -> Path:
     if not root.is_dir():
         raise UserError(f"{flag} {root}: no such folder")
     return root
+
+
+def lies_in(root: Path) -> str:
+    """What lies in a folder that lacks what is looked for, in a few words: archives to unpack, or else the names."""
+    found = sorted(path for folder in folders_below(root, 1) for path in folder.iterdir() if path.name[0] != ".")
+    packed = [str(path.relative_to(root)) for path in found if path.suffix.lower() in ARCHIVES]
+    if packed:
+        return f"{_some(packed)} there: to be unpacked first"
+    return f"there: {_some([path.name for path in found if path.parent == root]) or 'nothing'}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def pictures_below(folder: Path) -> list[Path]:

@@ -201,7 +201,7 @@ def refused(match, function, *arguments, **options):
 def test_missing_roots_and_empty_splits(tmp_path, city):
     refused("no such folder", cityscapes, tmp_path / "nowhere", "train")
     refused("no such folder", gta5, tmp_path / "nowhere")
-    refused(r"neither leftImg8bit/test nor images/test", cityscapes, city, "test")
+    refused(r"no split 'test' is in", cityscapes, city, "test")
     (city / "leftImg8bit/test/ulm").mkdir(parents=True)
     refused("split is empty", cityscapes, city, "test")
     refused("no images/ beside labels/", gta5, city)

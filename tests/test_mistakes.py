@@ -43,6 +43,74 @@ def test_mistakes_in_data_are_one_line(script, city, game, tmp_path):
     assert not run.exists()
 
 
+def test_what_lies_at_a_root_is_said(script, game, city, tmp_path):
+    def said(*flags):
+        return one_line_error(script("datasets.check", *flags))
+
+    assert "up to three folders below (there: gtFine, leftImg8bit). It is laid out as Cityscapes: are --gta5 and " in (
+        one_line_error(script(*source_only(city, game, tmp_path / "never")))
+    )
+    assert "(there: images, labels)" in said("--cityscapes", game)
+    assert said("--cityscapes", game).endswith("It is laid out as GTA5: are --cityscapes and --gta5 swapped?")
+
+    packed = tmp_path / "packed"
+    for name in ("leftImg8bit/train/x.png", "sub/gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.ZIP"):
+        (packed / name).parent.mkdir(parents=True, exist_ok=True)
+        (packed / name).write_bytes(b"x")
+    archives = "(leftImg8bit_trainvaltest.ZIP, sub/gtFine_trainvaltest.zip there: to be unpacked first)"
+    assert "no gtFine/train with their labels " + archives in said("--cityscapes", packed)
+    assert "images/ beside labels/ up to three folders below " + archives in said("--gta5", packed)
+
+    for part in ("train", "trainannot", "val", "valannot"):
+        (tmp_path / "CamVid" / part).mkdir(parents=True)
+    camvid = said("--cityscapes", tmp_path / "CamVid")
+    assert "(there: train, trainannot, val and 1 more)" in camvid
+    assert camvid.endswith("docs/extending.md for a set of other classes, such as CamVid")
+    (tmp_path / "bare").mkdir()
+    assert "(there: nothing)" in said("--gta5", tmp_path / "bare")
+
+
+@pytest.mark.parametrize("encoding", ["labelIds", "labelTrainIds"])
+def test_labels_of_other_classes_are_not_learnt_under_the_names_of_cityscapes(script, tmp_path, encoding):
+    """CamVid's, as SegNet has them: 11 classes from 0, and 11 for the rest."""
+    root = write_cityscapes(tmp_path / "camvid", encoding=encoding, counts=(("train", 12), ("val", 2)))
+    for file in (root / "gtFine").rglob("*.png"):
+        Image.fromarray(np.array(Image.open(file)) % 12).save(file)
+    said = one_line_error(script("datasets.check", "--cityscapes", root))
+    assert "no value is over 12, so no car is there" in said
+    assert "such as CamVid's 11? They need a loader" in said
+    file = next((root / "gtFine/train").rglob("*.png"))
+    Image.fromarray(np.full((32, 48), 26 if encoding == "labelIds" else 13, np.uint8)).save(file)  # a car
+    assert "CamVid" not in script("datasets.check", "--cityscapes", root).err
+
+
+def test_a_split_that_is_not_there_is_said(script, city, trained):
+    said = one_line_error(script("eval", trained, "--split", "vall", "--device", "cpu"))
+    assert f"no split 'vall' is in {city / 'leftImg8bit'}; there: train, val" in said
+
+
+def test_a_demo_takes_no_other_data(script, game, city, tmp_path):
+    flags = ("--demo", "--device", "cpu", "--run-dir", tmp_path / "never")
+    said = one_line_error(script("train_cityscapes", *flags, "--cityscapes", city))
+    assert said == "error: --demo has street scenes of its own; leave out --cityscapes, or --demo"
+    said = one_line_error(script("train_gta5", *flags, f"--gta5={game}", "--cityscapes", city))
+    assert "leave out --gta5 and --cityscapes, or --demo" in said
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_batch_larger_than_the_set_is_said(script, city, tmp_path):
+    done = script(*upper(city, tmp_path / "run", "--batch-size", 6, "--max-steps", 1))
+    assert done.status == 0, done.err
+    said = "note: Cityscapes train has 4 pictures and a batch 6: some come twice in it; take more pictures, or "
+    assert said + "--batch-size 4\n" in done.out
+    assert "some come twice" not in script(*upper(city, tmp_path / "4", "--batch-size", 4, "--max-steps", 1)).out
+
+
+def test_a_report_of_a_checkpoint_says_what_to_name(script, trained):
+    said = one_line_error(script("report", trained))
+    assert f"no finished run is there to report: {trained} is a checkpoint; name its run, {trained.parent}" in said
+
+
 def test_a_start_that_fails_leaves_no_directory(script, city, tmp_path):
     for flags in (("--weights", "missing.pth"), ("--init", "missing.pt")):
         one_line_error(script(*upper(city, tmp_path / "run", *flags)))

@@ -1,7 +1,9 @@
 """The pieces of a run: its counters, the names in checkpoints, the oracle."""
 
+import shlex
+
 import pytest
-from conftest import SMALL, SOURCE
+from conftest import SMALL, SOURCE, upper
 
 from training.archive import numbered
 from training.journal import oracle
@@ -73,3 +75,13 @@ def test_a_run_without_a_name_is_called_as_reports_call_its_method(script, game,
     assert made("train_fda", "--beta", 0.1, 0.2) - found == {"fda-tiny-narrow-seed0"}
     assert sorted(path.name for path in (tmp_path / "runs/fda-tiny-narrow-seed0").iterdir()) == ["beta-0.1", "beta-0.2"]
     assert "upper-bound-seed0" in made("train_cityscapes", "--model", "bisenet")
+
+
+@pytest.mark.parametrize("again", [(), ("--resume",)])
+def test_the_command_to_continue_names_the_run_once(script, city, tmp_path, again):
+    command = upper(city, tmp_path / "run", *again, "--stop-after", 0, "--scales", "1,2")
+    done = script(*command)
+    assert done.status == 75, done.err
+    flags = [str(flag) for flag in command[1:] if flag not in ("--resume", "--run-dir", tmp_path / "run")]
+    expected = ["python", "train_cityscapes.py", *flags, "--run-dir", str(tmp_path / "run"), "--resume"]
+    assert shlex.split(done.out.split("To continue: ")[1].splitlines()[0]) == expected

@@ -268,6 +268,9 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[source or "gta5"].size}
     if recipes:
         implied |= recipes[chosen.recipe]
+    named = [f"--{key}" for key in SOURCES | TARGETS if any(text.partition("=")[0] == f"--{key}" for text in sys.argv)]
+    if chosen.demo and named:
+        raise UserError(f"--demo has street scenes of its own; leave out {' and '.join(named)}, or --demo")
     if chosen.demo:
         implied |= DEMO | ({} if network.demo_lr is None else {"lr": network.demo_lr})
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
@@ -296,16 +299,13 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
     # A script may put several runs below its root.
     args.run_dir = args.root = distributed.from_first(args.run_dir or default_directory(args))
-    if args.demo and (target is None or (reads_source and source is None)):
+    if args.demo:
         try:
             with distributed.first_then_others():
                 game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
         except (OSError, ValueError) as error:
             raise UserError(f"--demo: the street scenes cannot be written below {DEMO_ROOT} ({error})") from None
-        if target is None:
-            args.cityscapes = target = camera
-        if source is None:
-            args.gta5 = source = game
+        args.cityscapes, args.gta5 = target, source = camera, game
     for found, table in ((target, TARGETS), (source, SOURCES)) if reads_source else ((target, TARGETS),):
         if found is None:
             raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")

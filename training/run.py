@@ -264,7 +264,10 @@ class Run:
 
 def command_to_continue(root: Path) -> str:
     """What a user types to go on with the present command's run, or runs, below `root`."""
-    again = [Path(sys.argv[0]).name, *sys.argv[1:], "--run-dir", str(root), "--resume"]
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--run-dir")
+    own.add_argument("--resume", action="store_true")
+    again = [Path(sys.argv[0]).name, *own.parse_known_args()[1], "--run-dir", str(root), "--resume"]
     return ("python " if ranks() == 1 else f"torchrun --nproc-per-node={ranks()} ") + shlex.join(again)
 
 

@@ -14,6 +14,7 @@ from datasets.rare_classes import RareClasses
 from datasets.stream import Share, TrainingStream, batches, training_loader
 from utils.distributed import rank, ranks
 from utils.interruption import worker_signals
+from utils.tables import counted
 
 from .bad_samples import BadSamples
 from .preparation import Preparation
@@ -46,6 +47,11 @@ class Streams:
 
     def add(self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None) -> Iterator[Any]:
         """The set's batches on the device, from the run's present step to its last, as `datasets.stream` draws them."""
+        if len(data) < self.batch_size:
+            print(
+                f"note: {data.name} has {counted(len(data), 'picture')} and a batch {self.batch_size}: some come twice "
+                f"in it; take more pictures, or --batch-size {max(2, len(data))}"
+            )
         data = self.prepare(data, with_labels=True, skip=self.skip)
         draws = self.progress.total_steps * self.batch_size
         stream = TrainingStream(data, geometry, self.seed, len(self._streams), draws, self.skip, rare)
