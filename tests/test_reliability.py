@@ -39,8 +39,10 @@ from datasets.geometry import Geometry
 from datasets.stream import Replaced, TrainingStream
 from models import build_discriminator, build_segmenter
 from training import checkpoint as checkpoints
+from training.board import NoBoard
 from training.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint
 from training.lock import STALE_SECONDS, DirectoryLock
+from training.run import Run
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.interruption import Interruption, Stop
@@ -643,6 +645,31 @@ def test_long_preparations_and_labelling_heed_a_stop(script, game, city, tmp_pat
     assert done.status == 75
     assert list((tmp_path / "cache").iterdir()) == []
     assert script(*source_only(game, city, run_dir, "--cache", tmp_path / "cache", "--resume")).status == 0
+
+
+@pytest.mark.parametrize("stale", [STALE_SECONDS, 0])  # noticed when a checkpoint is due, or by the lock
+def test_a_run_whose_directory_is_moved_ends_and_goes_on_where_it_is(script, city, tmp_path, monkeypatch, stale):
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    assert script(*upper(city, tmp_path / "straight")).status == 0
+    with monkeypatch.context() as patch:
+        steps = Run.pause
+
+        def move(self):
+            if self.step == 3 and not moved.exists():
+                run_dir.rename(moved)
+            steps(self)
+
+        patch.setattr(Run, "pause", move)
+        patch.setattr("training.lock.STALE_SECONDS", stale)
+        patch.setattr("training.journal.open_board", lambda *where: NoBoard())
+        patch.setattr("training.journal.log_arguments", lambda *what: None)
+        message = one_line_error(script(*upper(city, run_dir)))
+    assert str(run_dir) in message
+    assert "was it moved?" in message
+    assert not run_dir.exists()
+    assert script(*upper(city, moved, "--resume")).status == 0
+    weights = [load_checkpoint(path / "checkpoint_last.pt")["weights"] for path in (tmp_path / "straight", moved)]
+    assert same(*weights)
 
 
 @pytest.mark.slow

@@ -99,7 +99,10 @@ class DirectoryLock:
                 os.utime(self.path)
             except FileNotFoundError:  # somebody took the file away: hold a new one, unless another process does
                 self._file.close()
-                self._take()
+                try:
+                    self._take()
+                except FileNotFoundError:
+                    raise UserError(f"--run-dir {self.path.parent} is gone; was it moved? It goes on there") from None
             self._touched = time.monotonic()
 
     def release(self) -> None:

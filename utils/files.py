@@ -28,7 +28,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        why = error.strerror or error if path.parent.is_dir() else "its folder is gone; was it moved?"
+        raise UserError(f"{path}: cannot be written ({why})") from None
 
 
 def is_there(path: Path) -> bool:
