@@ -1,9 +1,10 @@
 """The pieces of a run: its counters, the names in checkpoints, the oracle."""
 
 import shlex
+from types import SimpleNamespace
 
 import pytest
-from conftest import SMALL, SOURCE, upper
+from conftest import SMALL, SOURCE, one_line_error, upper
 
 from training.archive import numbered
 from training.journal import oracle
@@ -85,3 +86,27 @@ def test_the_command_to_continue_names_the_run_once(script, city, tmp_path, agai
     flags = [str(flag) for flag in command[1:] if flag not in ("--resume", "--run-dir", tmp_path / "run")]
     expected = ["python", "train_cityscapes.py", *flags, "--run-dir", str(tmp_path / "run"), "--resume"]
     assert shlex.split(done.out.split("To continue: ")[1].splitlines()[0]) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"), [("train_cityscapes", ()), ("train_adversarial", ("--discriminator", "depthwise"))]
+)
+def test_room_for_checkpoints_is_asked_for_at_the_start(script, game, city, tmp_path, monkeypatch, name, more):
+    flags = () if name == "train_cityscapes" else ("--gta5", game, *SOURCE, *more)
+    command = (name, *flags, "--cityscapes", city, *SMALL, "--model", "bisenet", "--max-steps", 1, "--no-cache")
+    done = script(*command, "--run-dir", tmp_path / "run")
+    assert done.status == 0, done.err
+    last, best = (tmp_path / "run" / f"checkpoint_{kind}.pt" for kind in ("last", "best"))
+    taken = 3 * last.stat().st_size + best.stat().st_size  # while the last is written beside the two before it
+
+    def started(free):
+        monkeypatch.setattr("training.archive.shutil.disk_usage", lambda place: SimpleNamespace(free=free))
+        return script(*command, "--run-dir", tmp_path / "runs/next")
+
+    said = one_line_error(started(0.95 * taken))
+    assert f"checkpoints take up to {taken / 1e9:.1f}" in said
+    assert f"and {tmp_path} has " in said
+    assert "make room, or name a directory on another disk" in said
+    assert not (tmp_path / "runs").exists()
+    assert started(taken).status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,22 @@ class Archive:
     def hold(self, model: nn.Module, parts: dict[str, Any]) -> None:
         """model: the network that is deployed. parts: name -> whatever else has a state_dict."""
         self.model, self.parts, self._saved = model, parts, time.monotonic()
+
+    def require_room(self) -> None:
+        """For a new run. Raises `UserError` where its checkpoints have no room: the last, the one before it, the best,
+        and one that is being written."""
+        if rank() > 0:
+            return
+        weights = _bytes(self.model)
+        needed = 3 * (weights + sum(map(_bytes, self.parts.values()))) + weights
+        directory = self.directory.resolve()
+        place = next(folder for folder in (directory, *directory.parents) if folder.is_dir())
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise UserError(
+                f"--run-dir {self.directory}: checkpoints take up to {needed / 1e9:.2f} GB, and {place} has "
+                f"{free / 1e9:.2f} GB free; make room, or name a directory on another disk"
+            )
 
     def restore(self, is_changed: Callable[[dict[str, Any], Path], bool]) -> bool:
         """Brings everything back as the newest checkpoint has it; where that one and its path say that arguments have
@@ -117,6 +134,17 @@ class Archive:
     def finish(self) -> None:
         """At the end of the run the last checkpoint stays, and the one before it goes."""
         (self.directory / PREVIOUS).unlink(missing_ok=True)
+
+
+def _bytes(part: Any) -> int:
+    """What a part's tensors take in a checkpoint; of an optimizer once it has made a step: SGD keeps one number for
+    each parameter, Adam two."""
+    if isinstance(part, nn.Module):
+        return sum(tensor.nbytes for tensor in part.state_dict().values())
+    if isinstance(part, Optimizer):
+        kept = 2 if "betas" in part.defaults else 1
+        return kept * sum(parameter.nbytes for group in part.param_groups for parameter in group["params"])
+    return 0
 
 
 def _load_part(part: Any, state: dict[str, Any], changed: bool) -> None:

@@ -111,6 +111,8 @@ class Run:
         if init is not None and not resumed:
             start_from(model, init, self.classes)
         with first_then_others():
+            if not resumed:
+                self.archive.require_room()
             self._claim.open()
         try:
             if resumed and not self.archive.restore(self._claim.goes_on_changed) and init is not None:
