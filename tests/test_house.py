@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +75,22 @@ def test_every_room_says_what_lives_there() -> None:
         said = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
         assert said, room
         assert len(said.splitlines()) <= 4, room
+
+
+def test_an_installation_brings_the_requirements_and_no_room(tmp_path: Path) -> None:
+    """What `pip install -e .` asks of pyproject.toml; a room called `datasets` would hide a package of that name."""
+    pytest.importorskip("setuptools", minversion="68")
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for room in FLOORS:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").touch()
+    code = "from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_editable('.'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = tmp_path / done.stdout.splitlines()[-1]
+    metadata = (found / "METADATA").read_text().splitlines()
+    needed = [line.removeprefix("Requires-Dist: ") for line in metadata if line.startswith("Requires-Dist: ")]
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert needed == [line for line in lines if line and not line.startswith("#")]
+    assert (found / "top_level.txt").read_text().split() == []
