@@ -39,7 +39,7 @@ from training.directory import several_runs
 from training.flags import add_statistics_flag, add_style_flag, parse, training_parser
 from training.labelling import pseudo_labelled
 from training.run import Run
-from utils.distributed import first_then_others
+from utils.distributed import first_then_others, rank
 from utils.flags import add_choice, number, positive
 
 
@@ -127,9 +127,9 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
     made_from |= {"label_flip": True} if args.label_flip else {}  # which earlier labels do not name
     settings = {name: vars(args)[flag] for name, flag in RULES[args.rule].settings.items()}
     folder = args.pseudo_labels or run.directory / "pseudo-labels"
-    machine = (args.workers, args.device, run.pause_within)
-    with first_then_others():
-        if args.adapt_bn:
+    with first_then_others(run.pause) as pause:
+        machine = (args.workers, args.device, pause)
+        if args.adapt_bn and rank() == 0:  # the others find labels
             adapt_to(labeller, data.target, args.batch_size, *machine)
         views = MeanSoftmax([labeller, Mirrored(labeller)]) if args.label_flip else labeller
         labelled_target = pseudo_labelled(

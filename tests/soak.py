@@ -28,6 +28,7 @@ from conftest import SMALL, SOURCE, assert_same_runs, write_cityscapes, write_gt
 
 from utils.errors import Parser  # noqa: E402
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -43,19 +44,29 @@ def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dic
             "train_gta5": [*both, "--jitter", "--source-holdout", 0.2],
             "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
             "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
-            "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 66, "--rounds", 2,
-                                    "--max-class-share", 1],
+            "train_pseudo_labels": [
+                *both,
+                "--labeller",
+                labeller,
+                "--percentile",
+                66,
+                "--rounds",
+                2,
+                "--max-class-share",
+                1,
+            ],
             "train_dacs": [*both, *extensions, "--teacher-checkpoint", labeller],
         }.items()
     }
 
 
-def start(command: Sequence[str], run_dir: Path, *more: str) -> subprocess.Popen:
-    """The script as a process of its own; its output is kept beside the run directory."""
+def start(command: Sequence[str], run_dir: Path, *more: str, ranks: int = 1, **environment: str) -> subprocess.Popen:
+    """The script as a process of its own, or as several below torchrun; its output is kept beside the run directory."""
+    launcher = [*TORCHRUN, f"--nproc-per-node={ranks}"] if ranks > 1 else [sys.executable]
     with open(run_dir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "tests/scripts.py", *command, "--run-dir", str(run_dir), *more],
-            cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            [*launcher, "tests/scripts.py", *command, "--run-dir", str(run_dir), *more],
+            cwd=ROOT, env=ENVIRONMENT | environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
 

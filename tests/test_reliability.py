@@ -145,7 +145,9 @@ def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, ci
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+@pytest.mark.parametrize(
+    ("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138), ("SIGHUP", 129)]
+)
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world, number, status):
     home, command = world
     run_dir = home / number
@@ -166,15 +168,20 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world,
     assert_same_runs(home / "straight", run_dir)
 
 
-def test_a_second_signal_ends_at_once(tmp_path):
+def test_a_second_signal_ends_at_once_unless_it_is_the_firsts_echo(tmp_path):
     code = """
 import os, signal, sys, time
+from utils import interruption
 from utils.interruption import Interruption
+interruption.ECHO = 0.5
 listening = Interruption(None)
 listening.listen()
 os.kill(os.getpid(), signal.SIGINT)
 assert listening.stop().status == 130
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGHUP)
 print("asked once", flush=True)
+time.sleep(0.6)
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(30)
 """

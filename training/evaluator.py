@@ -61,15 +61,21 @@ class Evaluator:
                 self._prepared[data.name] = self.prepare(data, with_labels=False)  # labels stay at their own size
             loader = evaluation_loader(self._prepared[data.name], self.workers, worker_signals, (rank(), ranks()))
             share_buffers(network)
-            loaded = tracked(self._paused(batches(loader)), len(loader), f"evaluation on {data.name}")
+            most = len(evaluation_loader(self._prepared[data.name], 0, share=(0, ranks())))
+            loaded = tracked(self._paused(batches(loader), most), len(loader), f"evaluation on {data.name}")
             found[name] = evaluate(network, loaded, self.device, self.classes.names)
             self.confusion[name] = found[name].pop("confusion")
         return found
 
-    def _paused(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _paused(self, batches: Iterator[Any], most: int) -> Iterator[Any]:
+        """The batches, with `most` pauses: as many on every rank, since ranks pause together."""
+        left = most
         for batch in batches:
             self.pause()
+            left -= 1
             yield batch
+        for _ in range(left):
+            self.pause()
 
     @torch.no_grad()
     def examples(self, model: nn.Module, data: SegmentationSet) -> dict[int, np.ndarray]:

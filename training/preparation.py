@@ -15,7 +15,8 @@ from utils.interruption import worker_signals
 @dataclass(frozen=True)
 class Preparation:
     """The arrays lie below `cache`. Where none is named they lie below the data's own root or, where that cannot be
-    written to, in the folder `beside`. With `off` the files are read. `pause` is called between two of them."""
+    written to, in the folder `beside`. With `off` the files are read. `pause` is called between two of them, on all
+    ranks at once."""
 
     cache: Path | None
     beside: Path
@@ -29,5 +30,5 @@ class Preparation:
             return data
         own = [place / ".prepared" for place in (data.root, self.beside) if place is not None]
         places = own if self.cache is None else [self.cache]
-        with first_then_others():
-            return prepared(data, places, self.workers, with_labels, skip, self.pause, worker_signals)
+        with first_then_others(self.pause) as pause:
+            return prepared(data, places, self.workers, with_labels, skip, pause, worker_signals)

@@ -69,13 +69,13 @@ class Run:
         self.config = configuration(vars(args), self.progress, (epoch_of, *others), self.device)
         self.gradients = Gradients(args.precision, args.accumulate, self.device, self.log)
         self._bad = BadSamples(self.directory, args.max_bad_share)
-        prepare = Preparation(args.cache, args.root.parent, args.no_cache, args.workers, self.pause_within)
+        prepare = Preparation(args.cache, args.root.parent, args.no_cache, args.workers, self.pause)
         self._streams = Streams(
             self.progress, prepare, self._bad, batch_size=args.batch_size, accumulate=args.accumulate, seed=args.seed,
             skip=args.on_bad_sample == "skip", workers=args.workers, device=self.device,
         )  # fmt: skip
         self.journal = Journal(self.directory, self.progress, self._streams.pictures, self.device)
-        self.evaluator = Evaluator(prepare, args.workers, self.device, self.classes, self.pause_within)
+        self.evaluator = Evaluator(prepare, args.workers, self.device, self.classes, self.pause)
         kept = (self.journal, self._bad, self.evaluator)
         self.archive = Archive(self.directory, self.config, self.classes, self.progress, kept)
         self._interruption = Interruption(args.stop_after)
@@ -215,7 +215,8 @@ class Run:
     # Pausing, stopping
 
     def pause(self) -> None:
-        """Between two steps, on all ranks at once: is it time for a checkpoint, or to stop?"""
+        """Between two steps, or two batches of anything long, on all ranks at once: is it time for a checkpoint, or to
+        stop?"""
         self._claim.touch()
         stop = self._interruption.stop()
         due = self.step > 0 and self.archive.is_due(self._checkpoint_minutes)
@@ -225,16 +226,10 @@ class Run:
         if wanted == 1:
             self._save()
 
-    def pause_within(self) -> None:
-        """Between two batches of anything long, which ranks do one by one: alone it is a `pause`."""
-        if ranks() == 1:
-            self.pause()
-        else:
-            self._claim.touch()
-
     def _stop(self, stop: Stop) -> NoReturn:
-        """Writes a checkpoint, says how to go on, ends the process."""
+        """Writes a checkpoint, says how to go on, ends the process. On all ranks at once."""
         self._save()
+        highest(0)  # waits for all: torchrun ends the others as soon as one has ended
         self._interruption.close()
         self._claim.release()
         again = command_to_continue(self._root)

@@ -93,14 +93,26 @@ def highest(value: int) -> int:
 
 
 @contextlib.contextmanager
-def first_then_others() -> Iterator[None]:
-    """Rank 0 does what is inside alone, then the others do, and find there what it left. Nothing that is inside may
-    wait for other ranks."""
-    if rank() > 0:
-        dist.barrier()
-    yield
-    if rank() == 0 and ranks() > 1:
-        dist.barrier()
+def first_then_others(together: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
+    """Rank 0 does what is inside alone, then the others do, and find there what it left.
+
+    Gives what long work inside calls between two of its parts: it calls `together`, on all ranks at once while rank 0
+    works, and nothing in the others' turn. Nothing else inside may wait for other ranks.
+    """
+    if ranks() == 1:
+        yield together
+    elif rank() == 0:
+
+        def pause() -> None:
+            from_first(True)
+            together()
+
+        yield pause
+        from_first(False)
+    else:
+        while from_first(None):
+            together()
+        yield lambda: None
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """When a run has to stop before its end: a scheduler's or a person's signal, or its own limit of time.
 
-The first SIGINT, SIGTERM or SIGUSR1 is a request: the step ends, a checkpoint is written, the process exits with the
-conventional status. A second one ends the process at once; what is on disk is whole at every moment.
+The first SIGINT, SIGTERM, SIGUSR1 or SIGHUP is a request: the step ends, a checkpoint is written, the process exits
+with the conventional status. A later one ends the process at once; what is on disk is whole at every moment.
+
+One request may come several times: a shell and the kernel both tell of a connection that dropped, and torchrun passes
+on to its ranks what a scheduler has sent them too. So what comes within `ECHO` seconds of the first is the same
+request. Ranks also stop when torchrun is gone, since nobody would end them otherwise.
 """
 
 from __future__ import annotations
@@ -16,13 +20,21 @@ from typing import Any, NamedTuple
 STARTED = time.monotonic()
 """When this process began, nearly enough: --stop-after counts from here, over all bands or rounds of a script."""
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 TIME_IS_UP = 75
 """Exit status after --stop-after: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
-_received: list[int] = []
-"""Signals so far. They are the process's, not one run's: the next band or round must not miss one."""
+LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ
+"""Whether torchrun started this process."""
+
+ECHO = 30 if LAUNCHED else 1
+"""Seconds. After 30 of them torchrun ends a rank by SIGKILL."""
+
+_LAUNCHER = os.getppid()
+
+_received: list[tuple[int, float]] = []
+"""The first signal, and when it came. It is the process's, not one run's: the next band or round must not miss it."""
 
 PATIENCE = 60
 """Seconds after which a loader worker heeds SIGTERM by itself."""
@@ -45,7 +57,8 @@ class Interruption:
     def listen(self) -> None:
         """Signal handlers belong to the process; those that were there come back with `close`."""
         if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody listen
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heard = [number for number in SIGNALS if not _by_nohup(number)]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
 
     def close(self) -> None:
         for number, handler in self._before.items():
@@ -53,18 +66,27 @@ class Interruption:
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if _received:
+        if not _received:
+            _received.append((number, time.monotonic()))
+        elif time.monotonic() - _received[0][1] > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        _received.append(number)
 
     def stop(self) -> Stop | None:
         """What to stop for, if anything."""
         if _received:
-            return Stop(f"stopped by {signal.Signals(_received[0]).name}", 128 + _received[0])
+            number, _ = _received[0]
+            return Stop(f"stopped by {signal.Signals(number).name}", 128 + number)
+        if LAUNCHED and os.getppid() != _LAUNCHER:
+            return Stop("stopped, since torchrun is gone", TIME_IS_UP)
         if self.limit is not None and time.monotonic() - STARTED >= 60 * self.limit:
             return Stop(f"stopped by --stop-after ({self.limit:g} minutes)", TIME_IS_UP)
         return None
+
+
+def _by_nohup(number: int) -> bool:
+    """Whether a signal is SIGHUP, and to be ignored: then the run outlives its terminal."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
 
 
 def worker_signals(worker: int) -> None:
