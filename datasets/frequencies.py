@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from utils.bar import tracked
 from utils.errors import UserError
 
+from .loading import loader
 from .segmentation import SegmentationSet
 from .stream import batches
 
@@ -19,8 +20,8 @@ def class_counts(data: SegmentationSet, workers: int, skip: bool = False) -> Ten
     Every label file is read once, at its own size. Raises `UserError` for a label that cannot be read; with `skip` its
     row is 0.
     """
-    loader = DataLoader(_Counts(data, skip), batch_size=None, num_workers=workers)
-    counted = tracked(batches(loader), len(data), f"class frequencies of {data.name}", "picture")
+    reading = loader(_Counts(data, skip), workers, 8 * (len(data.classes) + 1), 1, batch_size=None)
+    counted = tracked(batches(reading), len(data), f"class frequencies of {data.name}", "picture")
     return torch.stack(list(counted))
 
 

@@ -33,6 +33,7 @@ from . import labels
 from .arrays import Array, write
 from .files import stamp
 from .geometry import resize_label, resizing
+from .loading import loader
 from .segmentation import SegmentationSet
 from .stream import batches
 
@@ -61,8 +62,9 @@ def prepared(
 
     def array(kind: str) -> Array | None:
         rows = _Rows(data, kind, skip)
-        loader = DataLoader(rows, batch_size=None, num_workers=workers, worker_init_fn=on_worker)
-        return _array(data, kind, places, loader, pause)
+        size = data.size[0] * data.size[1] * (3 if kind == "images" else 1)
+        reading = loader(rows, workers, size, 1, on_worker=on_worker, batch_size=None)
+        return _array(data, kind, places, reading, pause)
 
     return dataclasses.replace(
         data, images=array("images"), labels=array("labels") if with_labels and data.labelled else None
@@ -70,21 +72,21 @@ def prepared(
 
 
 def _array(
-    data: SegmentationSet, kind: str, places: Sequence[Path], loader: DataLoader, pause: Callable[[], None]
+    data: SegmentationSet, kind: str, places: Sequence[Path], reading: DataLoader, pause: Callable[[], None]
 ) -> Array | None:
     text = json.dumps(_made_from(data, kind), sort_keys=True)
     name, made_from = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}", json.loads(text)
     width, height = data.size
     shape = (len(data), height, width, 3) if kind == "images" else (len(data), height, width)
     gigabytes = np.prod(shape, dtype=float) / 1e9
-    opened = partial(Array, shape=shape, made_from=made_from, read=loader.dataset.read)
+    opened = partial(Array, shape=shape, made_from=made_from, read=reading.dataset.read)
     free, refused = [], []
     for place in places:
         home = place / name
         try:
             try:
                 array = opened(home)
-                if all(isinstance(loader.dataset.read(index), UserError) for index in array.bad):
+                if all(isinstance(reading.dataset.read(index), UserError) for index in array.bad):
                     return array
                 problem = "what could not be read can be read now"
             except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -104,7 +106,7 @@ def _array(
                 refused.append(f"{place} has {room:.1f} GB free")
                 continue
             print(f"{data.name}: preparing {kind} at {width}x{height}, {gigabytes:.2f} GB in {place}", flush=True)
-            shown = tracked(_paused(loader, pause), len(loader), f"preparing {name}", "picture")
+            shown = tracked(_paused(reading, pause), len(reading), f"preparing {name}", "picture")
             _build(place / name, opened, partial(write, shape=shape, made_from=made_from, rows=iter(shown)))
             return opened(place / name)
         except (OSError, ValueError) as error:
@@ -129,8 +131,8 @@ def _made_from(data: SegmentationSet, kind: str) -> dict[str, Any]:
     return found | {"reading": [data.encoding, mapping, labels.VERSION, *data.table.key()]}
 
 
-def _paused(loader: DataLoader, pause: Callable[[], None]) -> Iterator[Tensor | str]:
-    for row in batches(loader):
+def _paused(reading: DataLoader, pause: Callable[[], None]) -> Iterator[Tensor | str]:
+    for row in batches(reading):
         pause()
         yield row
 

@@ -9,6 +9,7 @@ begins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import UserError
 
+from .files import picture_size
 from .geometry import Geometry
+from .loading import loaded, loader
 from .rare_classes import TRIES, RareClasses
 from .segmentation import SegmentationSet
 
@@ -120,16 +123,13 @@ def training_loader(
 ) -> DataLoader:
     """The draws in batches, (batch, problems): the batch is (uint8 [B, 3, H, W], uint8 [B, H, W]), or the images alone;
     problems names the pictures that were replaced, and says why. `on_worker` is called in every worker at its start."""
-    return DataLoader(
-        stream,
-        batch_size,
-        sampler=draws,
-        num_workers=workers,
-        collate_fn=_stack,
-        pin_memory=pin,
+    width, height = stream.data.size
+    tensors = 2 if stream.data.labelled else 1
+    size = batch_size * width * height * (4 if stream.data.labelled else 3)
+    return loader(
+        stream, workers, size, tensors, _stack, on_worker, batch_size=batch_size, sampler=draws, pin_memory=pin,
         drop_last=True,
-        worker_init_fn=on_worker,
-    )
+    )  # fmt: skip
 
 
 def evaluation_loader(
@@ -144,18 +144,18 @@ def evaluation_loader(
     indices = range(len(data))
     whole = [indices[start : start + EVALUATION_BATCH] for start in indices[::EVALUATION_BATCH]]
     rank, ranks = share
-    return DataLoader(
-        _Reported(data),
+    size = EVALUATION_BATCH * 3 * data.size[0] * data.size[1]
+    if data.labelled and workers:
+        size += EVALUATION_BATCH * math.prod(picture_size(data.samples[0].label))
+    return loader(
+        _Reported(data), workers, size, 1 + EVALUATION_BATCH, _stack_images, on_worker,
         batch_sampler=whole[rank::ranks],
-        num_workers=workers,
-        collate_fn=_stack_images,
-        worker_init_fn=on_worker,
-    )
+    )  # fmt: skip
 
 
 def batches(loader: DataLoader) -> Iterator[Any]:
     """The loader's batches; a `UserError` from a worker is raised here, as the one line it is."""
-    for batch in loader:
+    for batch in loaded(loader):
         if isinstance(batch, UserError):
             try:
                 raise batch

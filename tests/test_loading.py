@@ -1,0 +1,92 @@
+"""Loader processes that do not get what they need: said before, or at once; a run never waits for one that is gone."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import one_line_error, upper
+from soak import ENVIRONMENT, ROOT
+from torch.utils.data import Dataset
+
+from datasets import loading
+from datasets.loading import WorkerLost, loaded, loader
+from datasets.stream import batches
+
+
+class Numbers(Dataset):
+    """Twenty tensors; the tenth is what `odd` gives."""
+
+    def __init__(self, odd):
+        self.odd = odd
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return self.odd() if index == 9 else torch.full((3,), index)
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full():
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("odd", [Unsendable, killed])
+def test_a_worker_that_dies_or_cannot_send_ends_the_waiting(odd):
+    with pytest.raises(WorkerLost, match=r"has ended.*--workers"):
+        list(loaded(loader(Numbers(odd), 1, 24, 1, batch_size=None)))
+
+
+def test_memory_that_runs_out_in_a_worker_is_one_line():
+    items = loader(Numbers(lambda: torch.ones(3)), 1, 24, 1, lambda item: full() if item[0] == 6 else item,
+                   batch_size=None)  # fmt: skip
+    with pytest.raises(WorkerLost, match=r"No space left.*--shm-size"):
+        list(batches(items))
+
+
+def test_errors_of_the_code_stay_what_they_are():
+    def wrong():
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        list(loaded(loader(Numbers(wrong), 1, 24, 1, batch_size=None)))
+    good = loader(Numbers(lambda: torch.full((3,), 9)), 1, 24, 1, batch_size=None)
+    assert [int(item[0]) for item in loaded(good)] == list(range(20))
+
+
+def test_too_little_shared_memory_is_said_before_the_first_batch(script, city, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "SHARED", tmp_path)
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        loading.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000) if path == tmp_path else usage(path)
+    )
+    command = upper(city, tmp_path / "run", "--max-steps", 1)
+    message = one_line_error(script(*command, "--workers", 1))
+    assert "1 loader processes need 0.00 GB of shared memory" in message
+    assert "--workers (0 needs none)" in message
+    assert script(*upper(city, tmp_path / "other", "--max-steps", 1, "--workers", 0)).status == 0
+
+
+@pytest.mark.slow
+def test_few_open_files_are_said_in_one_line(city, tmp_path):
+    command = ["tests/scripts.py", *upper(city, tmp_path / "run", "--workers", 2)]
+    done = subprocess.run(["bash", "-c", 'ulimit -n 32; exec "$@"', "bash", sys.executable, *map(str, command)],
+                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.startswith("error: the loader processes need")
+    assert "ulimit -n" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
