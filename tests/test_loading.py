@@ -69,10 +69,11 @@ def test_errors_of_the_code_stay_what_they_are():
 
 
 def test_too_little_shared_memory_is_said_before_the_first_batch(script, city, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "SHARED", tmp_path)
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(loading, "SHARED", tmp_path / "shm")
     usage = shutil.disk_usage
     monkeypatch.setattr(
-        loading.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000) if path == tmp_path else usage(path)
+        loading.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000) if path == loading.SHARED else usage(path)
     )
     command = upper(city, tmp_path / "run", "--max-steps", 1)
     message = one_line_error(script(*command, "--workers", 1))
