@@ -13,8 +13,9 @@ of each class, IAST (Mei et al., ECCV 2020) by thresholds that follow the pictur
     python train_pseudo_labels.py --demo --labeller runs/demo/source-only --adapt-bn
 
 Each round starts anew from --weights or --init; with --continue, from the network that labels for it. The loss is that
-of --loss on both domains, equally weighted. Both domains pass through the network in training, so batch normalisation's
-running statistics mix the two, unless --bn-statistics target keeps the target's alone.
+of --loss on both domains, equally weighted; what CRST, IAST and ProDA do there are flags. Both domains pass through the
+network in training, so batch normalisation's running statistics mix the two, unless --bn-statistics target keeps the
+target's alone.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from utils.errors import UserError, run_script  # before torch, for a quick --he
 # isort: split
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from adaptation.adabn import statistics_kept
 from adaptation.fda import fda
+from adaptation.losses import LOSSES, segmentation_loss
 from adaptation.pseudo_labels import RULES
 from adaptation.recolouring import Recolouring
+from adaptation.regularisation import regularised
 from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax, Mirrored
 from training.adabn import adapt_to
-from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
+from training.building import BothDomains, both_domains, geometry, pixel_loss, poly, segmenter, sgd
 from training.checkpoint import checkpoint_file, network_for, sha256
 from training.directory import several_runs
 from training.flags import add_statistics_flag, add_style_flag, parse, training_parser
@@ -92,9 +96,29 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     add_style_flag(labels)
     add_statistics_flag(labels)
+    loss = parser.add_argument_group("loss on the pseudo-labels")
+    loss.add_argument("--target-loss", choices=LOSSES, help="one of --loss's, for the target alone (as --loss says)")
+    loss.add_argument(
+        "--mrkld", type=number(0, 100), default=0.0, metavar="A",
+        help="weight of the divergence from the uniform distribution on labelled pixels (0; CRST: 0.1, IAST: 0.0053)",
+    )  # fmt: skip
+    loss.add_argument(
+        "--lambda-entropy", type=number(0, 100), default=0.0, metavar="X",
+        help="weight of the entropy of pixels without a label (0; IAST: 0.465, which is 3/19 a pixel in nats)",
+    )  # fmt: skip
+    loss.add_argument(
+        "--lambda-source", type=number(0, 100), default=1.0, metavar="X",
+        help="weight of the source's loss; at 0 the source does not pass through the network, as in IAST (1)",
+    )  # fmt: skip
+    loss.add_argument(
+        "--lambda-target", type=number(0, 100), default=1.0, metavar="X",
+        help="weight of the target's loss; at 0 its labels teach nothing: what longer training alone brings (1)",
+    )  # fmt: skip
     args = parse(parser)
     if vars(args)["continue"] and (len(args.labeller) > 1 or args.init is not None):
         raise UserError("--continue: a round starts from the network that labels for it; name one, and no --init")
+    if args.lambda_source == args.lambda_target == 0:
+        raise UserError("--lambda-source 0 --lambda-target 0: nothing is left to train on")
     return args
 
 
@@ -119,7 +143,12 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
     model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    criterion = supervised_loss(args, data.source)
+    loss_of = pixel_loss(args.loss, data.source, args.workers, args.device)
+    criterion = partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss_of)
+    if args.target_loss not in (None, args.loss):
+        loss_of = pixel_loss(args.target_loss, data.source, args.workers, args.device)
+    loss_of = partial(regularised, pixel_loss=loss_of, mrkld=args.mrkld, entropy=args.lambda_entropy)
+    criterion_target = partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss_of)
     run.restore(model, init=args.init, optimizer=optimizer, schedule=schedule)
 
     # The labels. They name what they were made from, so that another run can find them.
@@ -150,14 +179,16 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
                 pictures = fda(pictures, target_pictures, args.beta)
             run.show("self-training/source-target-labels", [pictures[0], target_pictures[0], pseudo_labels[0]])
 
-            with gradients.autocast(), statistics_kept(model, args.bn_statistics == "target"):
-                loss = criterion(model(pictures), labels)
-            gradients.backward(loss)
+            if args.lambda_source > 0:
+                with gradients.autocast(), statistics_kept(model, args.bn_statistics == "target"):
+                    loss = criterion(model(pictures), labels)
+                gradients.backward(args.lambda_source * loss, args.lambda_source)
+                run.log(loss=loss)
             with gradients.autocast():
-                loss_target = criterion(model(target_pictures), pseudo_labels)
-            gradients.backward(loss_target)
+                loss_target = criterion_target(model(target_pictures), pseudo_labels)
+            gradients.backward(args.lambda_target * loss_target, args.lambda_target)
             gradients.update(optimizer, schedule)
-            run.log(loss=loss, loss_target=loss_target)
+            run.log(loss_target=loss_target)
         run.evaluate(model, target=data.val, source=data.held_out)
     run.finish()
 

@@ -83,6 +83,15 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     return total / labelled_pixels(labels)
 
 
+def symmetric(logits: Tensor, labels: Tensor, alpha: float = 0.1, beta: float = 1.0) -> Tensor:
+    """Symmetric cross-entropy (Wang et al., ICCV 2019) with ProDA's weights (Zhang et al., CVPR 2021): the mean over
+    the labelled pixels of alpha times the cross-entropy plus beta times the reverse one, -sum_c p_c log max(y_c, 1e-4).
+    The latter is 9.21 (1 - p), p the probability of the pixel's own class: bounded, so that wrong labels pull less."""
+    losses = pixelwise(logits, labels)
+    reverse = -math.log(1e-4) * -torch.expm1(-losses)
+    return (alpha * losses + beta * reverse).sum() / labelled_pixels(labels)
+
+
 def weighted_by_pixel(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Mean over the labelled pixels of weight times cross-entropy; weights [B, H, W] (DACS)."""
     total = (pixelwise(logits, labels) * weights).sum()
@@ -137,5 +146,6 @@ LOSSES = {
     "ce": Loss(cross_entropy, "cross-entropy"),
     "ohem": Loss(ohem, "cross-entropy on the hardest pixels only"),
     "focal": Loss(focal, "cross-entropy that counts easy pixels less"),
+    "sce": Loss(symmetric, "symmetric cross-entropy, which trusts labels less"),
     "weighted": Loss(cross_entropy, "cross-entropy that counts rare classes more", median_frequency_weights),
 }

@@ -53,6 +53,13 @@ SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # the reci
 RECOLOURED = ("--recolour", "0.7")
 GOING_ON = ("--lr", "0.01", "--bn-statistics", "target")  # from a trained network, with the statistics it is used with
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
+
+
+def after_fda(*flags: str) -> Cell:
+    """A round of self-training."""
+    return Cell(SELF, (*GOING_ON, *flags), needs=BANDS[:1], goes_on=True)
+
+
 ROWS = {
     BASELINE: Cell(SOURCE_ONLY),
     UPPER: Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
@@ -105,6 +112,16 @@ ROWS = {
     "DACS + FDA, weighted loss, confidence 0.8": Cell(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
     "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
     "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
+    # One labeller, from which all go on; the first row says what as many more steps bring without its labels.
+    "after FDA, no target labels": after_fda("--lambda-target", "0"),
+    "after FDA, BDL's rule": after_fda(),
+    "after FDA, BDL's rule, symmetric cross-entropy": after_fda("--target-loss", "sce"),
+    "after FDA, CBST's rule": after_fda("--rule", "cbst", "--label-flip"),
+    "after FDA, CBST's rule, MRKLD": after_fda("--rule", "cbst", "--label-flip", "--mrkld", "0.1"),
+    "after FDA, IAST's rule": after_fda("--rule", "iast"),
+    "after FDA, IAST": after_fda(
+        "--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053"
+    ),
     "source only, recoloured": Cell(SOURCE_ONLY, RECOLOURED),
     "FDA, beta 0.01, recoloured": Cell(FDA, ("--beta", "0.01", *RECOLOURED)),
     "DACS, recipe best, recoloured": Cell(DACS, ("--recipe", "best", *RECOLOURED)),

@@ -25,6 +25,8 @@ PLAIN = {
     "init": None,
 }
 """What a method's name does not say: the values in which it is as published."""
+PLAIN_SELF_TRAINING = {"target_loss": None, "mrkld": 0, "lambda_entropy": 0, "lambda_source": 1, "lambda_target": 1}
+"""The same of the loss on pseudo-labels."""
 
 
 def started_from(settings: dict[str, Any]) -> str | None:
@@ -84,6 +86,8 @@ def _pseudo_labels(settings: dict[str, Any]) -> str:
         if flag in rule.settings.values() and settings[flag] != plain:
             words += f", {flag} {settings[flag]:g}"
     words += ", from the labeller" if settings.get("continue") else ""
+    for flag, plain in PLAIN_SELF_TRAINING.items():
+        words += f", {flag} {settings[flag]}" if settings.get(flag, plain) != plain else ""
     return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
 
 

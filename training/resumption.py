@@ -37,7 +37,8 @@ and a labeller's or teacher's content). Where the data lie and which are listed,
 
 LATER = {
     "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False}
-    | {"portion": 0.2, "portion_step": 0.05, "portion_max": 0.5},
+    | {"portion": 0.2, "portion_step": 0.05, "portion_max": 0.5}
+    | {"target_loss": None, "mrkld": 0.0, "lambda_entropy": 0.0, "lambda_source": 1.0, "lambda_target": 1.0},
 }
 """Script -> flags that came after it had written runs -> the value that stands for what those runs did."""
 LATER_WITH_SOURCE = {"recolour": 0.0}
