@@ -129,8 +129,10 @@ def _configuration(value: Any) -> bool:
 
 
 def _entry(value: Any) -> bool:
-    figures = _table(value) and value.get("target")
-    return _plain(value) and _table(figures) and _whole(value.get("step")) and _whole(value.get("epoch"))
+    if not (_plain(value) and _table(value) and _whole(value.get("step")) and _whole(value.get("epoch"))):
+        return False
+    figures = value.get("target")
+    return _table(figures) and (figures.get("miou", ()) is None or _number(figures.get("miou", ())))
 
 
 KINDS = {
@@ -148,6 +150,8 @@ KINDS = {
     "training": lambda value: _table(value, lambda item: isinstance(item, dict)),
     "history": lambda value: _list(value, _entry),
     "epoch_losses": lambda value: _table(value, lambda item: _list(item, _number)),
+    "latest": lambda value: _list(value) and len(value) == 2 and _whole(value[0]) and _table(value[1], _number),
+    "confusion": lambda value: _table(value, lambda rows: _list(rows, lambda row: _list(row, _whole))),
     "bad_samples": lambda value: _table(value, lambda item: isinstance(item, str)),
 }
 """Of a checkpoint's entries."""
