@@ -139,7 +139,7 @@ CRAFTED = {
     "weights as list": lambda w: w | {"weights": [1]},
     "weights of another shape": lambda w: w | {"weights": {k: v[:1] if v.ndim else v for k, v in w["weights"].items()}},
     "names": lambda w: w | {"class_names": [1] * 19, "class_colours": [[0, 0, 0]] * 19},
-    "names without colours": lambda w: w | {"class_names": ["a"] * 19},
+    "names without colours": lambda w: w | {"class_names": ["a"] * 3},
     "other classes than outputs": lambda w: w | {"class_names": ["a"], "class_colours": [[0, 0, 0]]},
     "colours": lambda w: w | {"class_names": ["a"] * 19, "class_colours": [[0, 0, 256]] * 19},
     "no configuration": lambda w: w | {"config": None},

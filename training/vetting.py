@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets import domains
+from datasets.labels import CITYSCAPES
 from utils.files import DEEPEST
 from utils.flags import MAX_SIDE, MIN_SIDE
 
@@ -85,8 +86,8 @@ def require_sound(content: Any) -> None:
     for name, kind in KINDS.items():
         if name in content and not kind(content[name]):
             raise ValueError(f"its {name} cannot be used")
-    both = content.keys() >= {"class_names", "class_colours"}  # earlier checkpoints lack one of them, or both
-    if both and len(content["class_names"]) != len(content["class_colours"]):
+    names, colours = content.get("class_names", CITYSCAPES.names), content.get("class_colours", CITYSCAPES.colours)
+    if len(names) != len(colours):  # earlier checkpoints lack one of them, or both
         raise ValueError("its classes have not one colour each")
 
 
