@@ -34,7 +34,8 @@ class Lines:
     """Whether it is time for a line: every `EVERY` seconds, where standard output is no terminal."""
 
     def __init__(self) -> None:
-        self._wanted, self._last = not sys.stdout.isatty(), time.monotonic()
+        out = sys.stdout  # None where what is printed goes nowhere
+        self._wanted, self._last = out is not None and not out.isatty(), time.monotonic()
 
     def due(self) -> bool:
         now = time.monotonic()
