@@ -2,16 +2,18 @@
 
 What a loader process has read comes through shared memory (/dev/shm), each tensor by an open file. Where either runs
 out torch waits for ever or ends in tracebacks: so what is needed is asked for before, and a process that cannot send
-says so, or ends.
+says so, or ends. What it leaves is read by the others, and at last by the run itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing.queues
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -38,8 +40,8 @@ FILES = 8
 WAY_OUT = "Take fewer --workers (0 needs none), or give the container more: docker run --shm-size 1g"
 
 
-class WorkerLost(UserError):
-    """A loader process ended or cannot send what it has read; the run itself is well."""
+class WorkerLost(Exception):
+    """A loader process cannot send what it has read; the run itself is well."""
 
 
 def loader(
@@ -64,20 +66,46 @@ def loader(
 
 
 def loaded(items: DataLoader) -> Iterator[Any]:
-    """What the loader gives. Raises `WorkerLost`."""
-    with _children_unheard():
-        received = iter(items)
+    """What the loader gives, once. Where a loader process is lost, mostly for lack of memory, one less reads the rest,
+    and at last this process does: what comes is the same."""
+    done, workers, received = 0, items.num_workers, _begun(items)
     while True:
         try:
             item = next(received)
+            lost = str(item) if isinstance(item, WorkerLost) else None
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
-            said = str(error)
-            if items.num_workers == 0 or said.startswith("Caught "):  # an error of ours
+            lost = str(error) or type(error).__name__
+            of_ours = lost.startswith("Caught ") and "in pin memory thread" not in lost
+            if workers == 0 or of_ours:
                 raise
-            raise WorkerLost(f"a loader process has ended; was memory short? ({said}) {WAY_OUT}") from None
-        yield item
+        if lost is None:
+            done += 1
+            yield item
+        else:
+            workers -= 1
+            print(
+                f"note: a loader process was lost, {workers} go on ({' '.join(lost.split())}) {WAY_OUT}",
+                file=sys.stderr,
+            )
+            received = _begun(_rest(items, done, workers))
+
+
+def _begun(items: DataLoader) -> Iterator[Any]:
+    with _children_unheard():
+        return iter(items)
+
+
+def _rest(items: DataLoader, done: int, workers: int) -> DataLoader:
+    """What a loader gives after so many items, by so many processes."""
+    how = {"batch_size": None, "sampler": itertools.islice(items.sampler, done, None)}
+    if items.batch_sampler is not None:
+        how = {"batch_sampler": itertools.islice(items.batch_sampler, done, None)}
+    return DataLoader(
+        items.dataset, num_workers=workers, collate_fn=items.collate_fn, pin_memory=items.pin_memory,
+        worker_init_fn=items.worker_init_fn, **how,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -143,7 +171,7 @@ class _Sent:
         except (RuntimeError, OSError) as error:
             if not any(word in str(error) for word in ("shared memory", "torch_", "Too many open files", "No space")):
                 raise
-            return WorkerLost(f"shared memory or open files ran out ({error}). {WAY_OUT}")
+            return WorkerLost(f"shared memory or open files ran out: {error}")
 
 
 def _shared(value: Any) -> Any:

@@ -6,12 +6,13 @@ Every test starts processes.
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import write_cityscapes, write_gta5
-from soak import commands, finished, start
+from conftest import assert_same_runs, write_cityscapes, write_gta5
+from soak import ENVIRONMENT, ROOT, commands, finished, start
 
 LONG = ("--max-steps", "100000", "--epochs", "100000", "--batch-size", "4", "--eval-every", "1000")
 """A run that only a signal ends, its last checkpoint the signal's."""
@@ -122,3 +123,45 @@ def test_a_run_that_was_told_to_outlive_its_terminal_does(world):
     wait_for(process, run_dir, at_work(run_dir))
     os.killpg(process.pid, signal.SIGHUP)
     assert process.wait(60) == 0, log_of(run_dir)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_waits_for_no_worker(world):
+    """Whatever the mistake, and though loader workers heed no SIGTERM while a run is at work."""
+    home, scripts = world
+    code = """
+import sys
+sys.path[:0] = [".", "tests"]
+import tiny, train_gta5
+from training.run import Run
+from utils.errors import run_script
+
+def log(self, **values):
+    raise ValueError("a mistake in the code")
+
+Run.log = log
+sys.argv = sys.argv[1:]
+run_script(train_gta5.main)
+"""
+    command = [*scripts["train_gta5"], "--workers", "2", "--no-cache", *LONG, "--run-dir", home / "fails"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ValueError: a mistake in the code")
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_a_loader_worker_is_killed(world):
+    home, scripts = world
+    command = [*scripts["train_gta5"], "--batch-size", "2", "--max-steps", "60", "--epochs", "30", "--no-cache"]
+    finished(command, home / "straight")
+    run_dir = home / "worker"
+    process = start(command, run_dir)
+    wait_for(process, run_dir, lambda: at_work(run_dir)() and children(process.pid))
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    assert process.wait(120) == 0, log_of(run_dir)
+    assert "a loader process was lost" in log_of(run_dir)
+    assert_same_runs(home / "straight", run_dir)

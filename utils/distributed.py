@@ -51,6 +51,12 @@ def end() -> None:
         dist.destroy_process_group()
 
 
+def lost_another(error: Exception) -> bool:
+    """Whether an error says that another of the processes is gone: its own last words say why."""
+    said = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return ranks() > 1 and isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
 def ranks() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

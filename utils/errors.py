@@ -7,6 +7,7 @@ import difflib
 import gc
 import io
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -81,7 +82,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130. Other
+    errors are shown with where they were raised, and the status is 1.
 
     What cannot be encoded, such as a file's name that is no text, is printed with escapes.
 
@@ -94,19 +96,28 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
         distributed.end()
-    except UserError as error:
-        message = str(error)
-        error.__traceback__ = None  # whose frames hold the loaders, and those their workers
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except RuntimeError as error:
-        if not isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        message = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
-    else:
         return
-    gc.collect()  # loaders that an error left in cycles end their workers here, not at some time during the exit
-    who = f"rank {distributed.rank()}: " if distributed.ranks() > 1 else ""
-    print(f"error: {who}{message}", file=sys.stderr)
-    sys.exit(2)
+    except SystemExit as stop:
+        status, message = stop.code, None
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except UserError as error:
+        status, message = 2, f"error: {_who()}{error}"
+    except torch.cuda.OutOfMemoryError:
+        full = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
+        status, message = 2, f"error: {_who()}{full}"
+    except Exception as error:
+        lost = distributed.lost_another(error)
+        status = 1
+        message = f"error: {_who()}another process of this run has ended" if lost else traceback.format_exc().strip()
+    # Out here no error holds the frames that hold the loaders; those that are left in cycles end their workers now, not
+    # at some time during the exit, which would wait for them.
+    gc.collect()
+    if message is not None:
+        print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _who() -> str:
+    """Which rank speaks, where there are several."""
+    return f"rank {distributed.rank()}: " if distributed.ranks() > 1 else ""
