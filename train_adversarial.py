@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from adaptation.adabn import statistics_kept
 from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET
-from adaptation.entropy import min_entropy_loss
+from adaptation.entropy import class_prior_loss, min_entropy_loss
 from adaptation.losses import Outputs, SegmentationLoss, segmentation_loss
 from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
+from datasets.frequencies import class_counts, class_shares
 from models import DISCRIMINATORS, SEGMENTERS
 from models.discriminator import MIN_SIDE
 from training.building import adam, both_domains, discriminators_for, geometry, poly, segmenter, sgd, supervised_loss
@@ -48,6 +49,11 @@ ENDINGS = ("", "_auxiliary")
 def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True, first="--discriminator")
     adversarial = parser.add_argument_group("adversarial adaptation")
+
+    def add(flag: str, default: float, what: str, most: float = 100) -> None:
+        kind, said = number(0, most), f"{what} ({default:g})"
+        adversarial.add_argument(flag, type=kind, default=default, metavar="X", help=said)
+
     add_choice(adversarial, "--discriminator", DISCRIMINATORS, "standard", "the network that tells the domains apart",
                none="no adversary")  # fmt: skip
     adversarial.add_argument(
@@ -57,20 +63,15 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     add_choice(adversarial, "--input", INPUTS, "softmax", "what the discriminator sees of the logits")
     add_choice(adversarial, "--gan", GANS, "vanilla", "loss of the discriminator's scores")
-    adversarial.add_argument(
-        "--lambda-adv", type=number(0, 100), default=1e-3, metavar="X", help="weight of the adversarial loss (0.001)"
-    )
-    adversarial.add_argument(
-        "--lambda-adv-aux", type=number(0, 100), default=2e-4, metavar="X",
-        help="the same for the auxiliary logits, with --level multi (0.0002)",
-    )  # fmt: skip
-    adversarial.add_argument(
-        "--lr-d", type=number(0, 1), default=1e-4, metavar="X", help="learning rate of the discriminator (1e-4)"
-    )
+    add("--lambda-adv", 1e-3, "weight of the adversarial loss")
+    add("--lambda-adv-aux", 2e-4, "the same for the auxiliary logits, with --level multi")
+    add("--lr-d", 1e-4, "learning rate of the discriminator", most=1)
     adversarial.add_argument("--min-entropy", action="store_true", help="add MinEnt's loss on the target")
-    adversarial.add_argument(
-        "--lambda-entropy", type=number(0, 100), default=1e-3, metavar="X", help="weight of MinEnt's loss (0.001)"
-    )
+    add("--lambda-entropy", 1e-3, "weight of MinEnt's loss")
+    add("--lambda-entropy-aux", 0.0, "the same for the auxiliary logits, with --level multi; ADVENT's is 0.0002")
+    add("--entropy-range", 1.0, "MinEnt's loss: over this share of a picture's pixels, the unsure; ADVENT: 0.3", most=1)
+    add("--class-prior", 0.0, "have each class expect this part of its share of the source; ADVENT: 0.5", most=1)
+    add("--lambda-prior", 1e-3, "weight of the loss for that; no source that we know names one")
     add_statistics_flag(adversarial)
     args = parse(parser)
     if args.level == "feature" and args.input == "entropy":
@@ -95,7 +96,8 @@ def main() -> None:
     model = segmenter(args, len(run.classes), multi_level=args.level == "multi")
     optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    criterion = supervised_loss(args, data.source)
+    counts = class_counts(data.source, args.workers, args.on_bad_sample == "skip") if args.class_prior > 0 else None
+    criterion = supervised_loss(args, data.source, counts)
     discriminators = discriminators_for(model, args.discriminator, args.level)
     optimizers_d = [adam(discriminator, args.lr_d) for discriminator in discriminators]
     schedules_d = [poly(optimizer_d, run.total_steps) for optimizer_d in optimizers_d]
@@ -105,10 +107,14 @@ def main() -> None:
     target = run.stream(data.target, geometry(args, args.size))
     appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     gradients = run.gradients
+    aux = (args.lambda_entropy_aux,) if args.level == "multi" and args.lambda_entropy_aux > 0 else ()
     step = AdversarialStep(
         model, discriminators, gradients, criterion, args.level, args.input, args.gan,
         lambda_adv=(args.lambda_adv, args.lambda_adv_aux),
-        lambda_entropy=args.lambda_entropy if args.min_entropy else None,
+        lambda_entropy=(args.lambda_entropy, *aux) if args.min_entropy else (),
+        entropy_range=args.entropy_range,
+        least=None if counts is None else args.class_prior * class_shares(counts).to(args.device),
+        lambda_prior=0.0 if counts is None else args.lambda_prior,
         target_statistics=args.bn_statistics == "target",
     )  # fmt: skip
 
@@ -131,7 +137,8 @@ def main() -> None:
 class AdversarialStep:
     """The three losses of AdaptSegNet (the algorithm of its section 4), with what stays the same over a run. Each part
     adds gradients and updates nothing. Pictures are float [B, 3, H, W] in [0, 1], each domain at its own size; labels
-    are uint8 [B, H, W]. lambda_adv: of the main and the auxiliary discriminator; lambda_entropy: MinEnt's, if any."""
+    are uint8 [B, H, W]. lambda_adv: of the main and the auxiliary discriminator; lambda_entropy: MinEnt's of the main
+    and the auxiliary logits, if any; least: see `class_prior_loss`, None without it."""
 
     model: nn.Module
     discriminators: list[nn.Module]
@@ -141,7 +148,10 @@ class AdversarialStep:
     input: str = "softmax"
     gan: str = "vanilla"
     lambda_adv: tuple[float, ...] = (1e-3, 2e-4)
-    lambda_entropy: float | None = None
+    lambda_entropy: tuple[float, ...] = ()
+    entropy_range: float = 1.0
+    least: Tensor | None = None
+    lambda_prior: float = 0.0
     target_statistics: bool = False
 
     def views(self, features: tuple[Tensor, ...], outputs: Outputs) -> list[Tensor]:
@@ -176,11 +186,15 @@ class AdversarialStep:
                 adversarial = GANS[self.gan].loss(discriminator(seen[level]), SOURCE)
                 loss = loss + self.lambda_adv[level] * adversarial
                 self.gradients.log(**{f"adversarial{ENDINGS[level]}": adversarial})
-            if self.lambda_entropy is not None:
-                entropy = min_entropy_loss(outputs[0])
-                loss = loss + self.lambda_entropy * entropy
-                self.gradients.log(min_entropy=entropy)
-        self.gradients.backward(loss, max([*self.lambda_adv, self.lambda_entropy or 0]))
+            for level, weight in enumerate(self.lambda_entropy):
+                entropy = min_entropy_loss((outputs[0], *outputs[1])[level], self.entropy_range)
+                loss = loss + weight * entropy
+                self.gradients.log(**{f"min_entropy{ENDINGS[level]}": entropy})
+            if self.least is not None:
+                lacking = class_prior_loss(outputs[0], self.least)
+                loss = loss + self.lambda_prior * lacking
+                self.gradients.log(class_prior=lacking)
+        self.gradients.backward(loss, max([*self.lambda_adv, *self.lambda_entropy, self.lambda_prior]))
         for discriminator in self.discriminators:
             discriminator.requires_grad_(True)
         return [view.detach() for view in seen]

@@ -69,6 +69,11 @@ ROWS = {
     "adversarial, depthwise": Cell(ADVERSARIAL, ("--discriminator", "depthwise")),
     "AdvEnt": Cell(ADVERSARIAL, ("--input", "entropy")),
     "MinEnt": Cell(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
+    "MinEnt, entropy range 0.3": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--entropy-range", "0.3")),
+    "MinEnt + class prior": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--class-prior", "0.5")),
+    "MinEnt, multi-level": Cell(
+        ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--level", "multi", "--lambda-entropy-aux", "0.0002")
+    ),
     "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
     "adversarial, standard, target statistics": Cell(ADVERSARIAL, ("--bn-statistics", "target")),
     "source only, jitter + blur": Cell(SOURCE_ONLY, ("--jitter", "--blur")),

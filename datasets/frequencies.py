@@ -32,6 +32,12 @@ def class_frequencies(counts: Tensor) -> tuple[Tensor, Tensor]:
     return labelled.sum(0), ((labelled > 0) * labelled.sum(1, keepdim=True)).sum(0)
 
 
+def class_shares(counts: Tensor) -> Tensor:
+    """What `class_counts` gave -> each class's share of all labelled pixels, float32 [C]; they sum to 1."""
+    pixels = counts[:, :-1].sum(0).double()
+    return (pixels / pixels.sum().clamp(min=1)).float()
+
+
 class _Counts(Dataset):
     def __init__(self, data: SegmentationSet, skip: bool) -> None:
         self.data, self.skip = data, skip

@@ -1,23 +1,33 @@
 """The adversarial step is proved, not just run: who gets which gradient, which way the labels point, closed forms."""
 
 import copy
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error
+from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, train_ids
 from torch import nn
 
 from adaptation.adversarial import GANS, TARGET, least_squares, vanilla
 from adaptation.adversarial import SOURCE as SOURCE_LABEL
-from adaptation.entropy import charbonnier_entropy_loss, min_entropy_loss, weighted_self_information
+from adaptation.entropy import (
+    charbonnier_entropy_loss,
+    class_prior_loss,
+    min_entropy_loss,
+    prediction_entropy,
+    weighted_self_information,
+)
 from adaptation.losses import segmentation_loss
+from datasets.frequencies import class_shares
 from models import build_discriminator, build_segmenter
 from models.discriminator import Discriminator
 from train_adversarial import AdversarialStep
 from training.building import discriminators_for
 from training.gradients import Gradients
+from training.methods import method_name
 
 silent = Gradients("fp32", 1, torch.device("cpu"), lambda **_: None)
 """Whose log keeps nothing."""
@@ -191,7 +201,7 @@ def test_min_entropy_is_added_with_its_weight(batch):
     torch.manual_seed(0)
     model = build_segmenter("tiny").train()
     plain = copy.deepcopy(model)
-    segmenter_gradients(AdversarialStep(model, [], silent, lambda_entropy=0.5), images, labels, target)
+    segmenter_gradients(AdversarialStep(model, [], silent, lambda_entropy=(0.5,)), images, labels, target)
     segmentation_loss(plain(images), labels).backward()
     (0.5 * min_entropy_loss(plain(target)[0])).backward()
     expected, found = gradients(plain), gradients(model)
@@ -229,6 +239,76 @@ def test_discriminator_is_the_published_definition():
         standard(torch.rand(1, 4, 31, 64))
     with pytest.raises(ValueError, match="expected one of"):
         build_discriminator("heavy")
+
+
+# ADVENT's variants
+
+
+def test_the_auxiliary_entropy_has_its_own_weight(batch):
+    images, labels, target = batch
+    torch.manual_seed(0)
+    model = build_segmenter("tiny").train()
+    plain = copy.deepcopy(model)
+    segmenter_gradients(AdversarialStep(model, [], silent, lambda_entropy=(0.5, 0.25)), images, labels, target)
+    segmentation_loss(plain(images), labels).backward()
+    logits, auxiliary = plain(target)
+    (0.5 * min_entropy_loss(logits) + 0.25 * min_entropy_loss(auxiliary[0])).backward()
+    expected, found = gradients(plain), gradients(model)
+    assert all(torch.allclose(expected[name], found[name], rtol=1e-4, atol=1e-7) for name in expected)
+
+
+def test_the_entropy_range_takes_the_unsure_pixels_of_each_picture():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4, 10) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    for share, number in ((0.3, 12), (0.5, 20), (0.001, 1)):
+        expected = [prediction_entropy(one[None]).flatten().sort(descending=True).values[:number] for one in logits]
+        assert float(min_entropy_loss(logits, share)) == pytest.approx(float(torch.cat(expected).mean()))
+    assert torch.equal(min_entropy_loss(logits, 1.0), min_entropy_loss(logits))
+
+
+def test_the_class_prior_pulls_up_what_a_picture_lacks():
+    """By hand: shares (0.7, 0.2, 0.1), mu 0.5, a picture of (0.9, 0.1, 0): 0 + 0 + 0.05."""
+    least = 0.5 * torch.tensor([0.7, 0.2, 0.1])
+    logits = torch.tensor([0.9, 0.1, 1e-9]).log().view(1, 3, 1, 1).expand(2, 3, 2, 2).clone()
+    logits[1] = torch.tensor([0.4, 0.3, 0.3]).log().view(3, 1, 1)  # of each class enough
+    assert float(class_prior_loss(logits[:1], least)) == pytest.approx(0.05, abs=1e-6)
+    assert float(class_prior_loss(logits, least)) == pytest.approx(0.025, abs=1e-6)
+    logits = torch.tensor([0.9, 0.06, 0.04]).log().view(1, 3, 1, 1).repeat(2, 1, 2, 2)
+    logits[1] = torch.tensor([0.4, 0.3, 0.3]).log().view(3, 1, 1)
+    logits.requires_grad_()
+    class_prior_loss(logits, least).backward()
+    assert (logits.grad[1] == 0).all()
+    assert (logits.grad[0, 0] > 0).all()
+    assert (logits.grad[0, 1:] < 0).all()  # descent raises what is missing
+
+
+def test_advents_variants_have_names():
+    settings = {"script": "train_adversarial", "discriminator": "none", "lambda_entropy": 1e-3, "min_entropy": True,
+                "level": "multi", "lambda_entropy_aux": 2e-4, "entropy_range": 0.3, "class_prior": 0.5}  # fmt: skip
+    assert method_name(settings) == "MinEnt on 30% of the pixels, auxiliary 0.0002 + class prior 0.5 + level multi"
+    plain = settings | {"lambda_entropy_aux": 0.0, "entropy_range": 1.0, "class_prior": 0.0}
+    assert method_name(plain) == "MinEnt + level multi"
+    assert method_name(settings | {"level": "output", "class_prior": 0}) == "MinEnt on 30% of the pixels"
+
+
+def test_class_shares_are_those_of_labelled_pixels():
+    counts = torch.tensor([[6, 2, 0, 50], [1, 0, 1, 7]])  # last: pixels without a label
+    assert class_shares(counts).tolist() == pytest.approx([0.7, 0.2, 0.1])
+
+
+def test_the_class_prior_is_the_sources(script, game, city, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("train_adversarial.class_prior_loss",
+                        lambda logits, least: seen.append(least) or class_prior_loss(logits, least))  # fmt: skip
+    flags = ("--discriminator", "none", "--min-entropy", "--class-prior", 0.5, "--level", "multi",
+             "--lambda-entropy-aux", 2e-4, "--max-steps", 1)  # fmt: skip
+    done = script(*adversarial(game, city, tmp_path / "run", *flags))
+    assert done.status == 0, done.err
+    labels = np.concatenate([train_ids(number).flatten() for number in range(6)])
+    shares = np.bincount(labels[labels < 19], minlength=19) / (labels < 19).sum()
+    assert seen[0].tolist() == pytest.approx((0.5 * shares).tolist(), abs=1e-6)
+    train = json.loads((tmp_path / "run/metrics.jsonl").read_text())["train"]
+    assert {"class_prior", "min_entropy", "min_entropy_auxiliary"} <= train.keys()
 
 
 # The script

@@ -43,6 +43,8 @@ METHODS = {
     "AdvEnt": ("train_adversarial", "--discriminator", "depthwise", "--input", "entropy", "--gan", "least-squares"),
     "MinEnt": ("train_adversarial", "--discriminator", "none", "--min-entropy", "--bn-statistics", "target"),
     "multi-level": ("train_adversarial", "--level", "multi", "--discriminator", "depthwise"),
+    "MinEnt, all": ("train_adversarial", "--level", "multi", "--discriminator", "none", "--min-entropy",
+                    "--entropy-range", 0.3, "--class-prior", 0.5, "--lambda-entropy-aux", 2e-4),
     "feature": ("train_adversarial", "--level", "feature", "--discriminator", "depthwise", "--size", "256x256",
                 "--source-size", "256x256"),
     "FDA": ("train_fda", "--beta", 0.09, "--entropy-from", 1),

@@ -406,6 +406,7 @@ def test_methods_are_named_as_in_the_literature(runs):
     lab = settings | {"script": "train_fda", "translation": "lab", "beta": None}
     assert method_name(lab | {"jitter": True}) == "LAB + jitter"
     again = {"script": "train_pseudo_labels", "rule": "bdl", "adapt_bn": True, "percentile": 66.0, "beta": 0.01}
+    again["lambda_entropy"] = 0.0
     assert method_name(settings | again) == "pseudo-labels by AdaBN, percentile 66, FDA beta 0.01"
     dacs = settings | {"script": "train_dacs", "rare_classes": False, "lambda_mask": 0.0, "beta": None}
     dacs |= {"teacher_checkpoint": None, "lambda_mix": 1.0, "decay": 0.99, "confidence": 0.968}

@@ -68,9 +68,15 @@ def method_name(settings: dict[str, Any]) -> str:
 
 def _adversarial(settings: dict[str, Any]) -> str:
     if settings["discriminator"] == "none":
-        return "MinEnt" if settings["lambda_entropy"] > 0 else "target forward pass, weight 0"
-    kind = INPUTS[settings["input"]].title
-    return f"{kind}, {settings['discriminator']}" + (" + MinEnt" if settings["min_entropy"] else "")
+        words = "MinEnt" if settings["lambda_entropy"] > 0 else "target forward pass, weight 0"
+    else:
+        kind = INPUTS[settings["input"]].title
+        words = f"{kind}, {settings['discriminator']}" + (" + MinEnt" if settings["min_entropy"] else "")
+    if settings["min_entropy"] and settings.get("entropy_range", 1) < 1:
+        words += f" on {settings['entropy_range']:.0%} of the pixels"
+    if settings["min_entropy"] and settings["level"] == "multi" and settings.get("lambda_entropy_aux", 0) > 0:
+        words += f", auxiliary {settings['lambda_entropy_aux']:g}"
+    return words + (f" + class prior {settings['class_prior']:g}" if settings.get("class_prior", 0) > 0 else "")
 
 
 def _translation(settings: dict[str, Any]) -> str:

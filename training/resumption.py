@@ -36,6 +36,7 @@ and a labeller's or teacher's content). Where the data lie and which are listed,
 
 
 LATER = {
+    "train_adversarial": {"lambda_entropy_aux": 0.0, "entropy_range": 1.0, "class_prior": 0.0, "lambda_prior": 1e-3},
     "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False}
     | {"portion": 0.2, "portion_step": 0.05, "portion_max": 0.5}
     | {"target_loss": None, "mrkld": 0.0, "lambda_entropy": 0.0, "lambda_source": 1.0, "lambda_target": 1.0},
