@@ -1,10 +1,11 @@
 """Kills training scripts at random moments and compares what they end with. Used by the tests, and by hand for long:
 
-    python tests/soak.py --kills 30
+    python tests/soak.py --kills 30 --ranks 2 --model tiny --seconds 1
 
 Every script runs once undisturbed; then once more, killed with SIGKILL after a random time, resumed, killed again, ...
-until the kills are used up. Checkpoints are written after every step, so many kills meet a file being written. Both
-runs must end alike, bit for bit: weights, optimizers, metrics, logged values.
+until the kills are used up. Half of them end all its processes at once, the others one alone: the main process, a
+loader worker, with --ranks a rank or torchrun. Checkpoints are written after every step, so many kills meet a file
+being written. Both runs must end alike, bit for bit: weights, optimizers, metrics, logged values.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,30 +72,74 @@ def start(command: Sequence[str], run_dir: Path, *more: str, ranks: int = 1, **e
         )  # fmt: skip
 
 
-def finished(command: Sequence[str], run_dir: Path, *more: str) -> None:
+def finished(command: Sequence[str], run_dir: Path, *more: str, ranks: int = 1) -> None:
     """Runs to the end. Raises AssertionError, with what the script said, when it fails."""
-    status = start(command, run_dir, *more).wait()
+    status = start(command, run_dir, *more, ranks=ranks).wait()
     assert status == 0, run_dir.with_suffix(".log").read_text()[-3000:]
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live, in their order."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def family(pid: int, ranks: int = 1) -> dict[str, list[int]]:
+    """The processes of a script, by what they are."""
+    mains = children(pid) if ranks > 1 else [pid]
+    workers = [worker for main in mains for worker in children(main)]
+    return {"worker": workers} | ({"launcher": [pid], "rank": mains} if ranks > 1 else {"main": mains})
+
+
 def killed_and_resumed(
-    command: Sequence[str], run_dir: Path, kills: int, moment: Callable[[], float], number: int = signal.SIGKILL
-) -> int:
-    """Starts the run, sends a signal to all its processes `moment()` seconds after it wrote a checkpoint of its own,
-    resumes, and so on; at last lets it finish. Returns how often a signal met a run that was at work."""
-    met = 0
+    command: Sequence[str],
+    run_dir: Path,
+    kills: int,
+    moment: Callable[[], float],
+    number: int = signal.SIGKILL,
+    ranks: int = 1,
+    whom: Callable[[dict[str, list[int]]], str] = lambda processes: "all",
+) -> Counter[str]:
+    """Starts the run, sends a signal to its processes `moment()` seconds after it wrote a checkpoint of its own,
+    resumes, and so on; at last lets it finish. whom: which kind of process it is sent to, one of them; "all" to all of
+    them at once. Returns how often a signal met a run that was at work, by whom it was sent to."""
+    met: Counter[str] = Counter()
+    process = None
     for _ in range(kills):
-        before = checkpoints(run_dir)
-        process = start(command, run_dir, "--resume")
+        if process is None:
+            before, process = checkpoints(run_dir), start(command, run_dir, "--resume", ranks=ranks)
         while process.poll() is None and checkpoints(run_dir) == before:
             time.sleep(0.05)
         time.sleep(moment())
+        processes = family(process.pid, ranks)
+        everyone = [pid for kind in processes.values() for pid in kind]
+        kind = whom({kind: found for kind, found in processes.items() if found})
         if process.poll() is None:
-            os.killpg(process.pid, number)
-            met += 1
+            for pid in everyone if kind == "all" else processes[kind][-1:]:
+                with contextlib.suppress(ProcessLookupError):  # it ends with another
+                    os.kill(pid, number)
+            met[kind] += 1
+        if kind == "worker":  # the run goes on without it
+            before = checkpoints(run_dir)
+            continue
         process.wait()
-    finished(command, run_dir, "--resume")
+        while any(is_at_work(pid) for pid in everyone):
+            time.sleep(0.05)
+        process = None
+    if process is not None:
+        assert process.wait() == 0, run_dir.with_suffix(".log").read_text()[-3000:]
+    finished(command, run_dir, "--resume", ranks=ranks)
     return met
+
+
+def is_at_work(pid: int) -> bool:
+    """Whether a process is there, and not only its name."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def checkpoints(run_dir: Path) -> set[tuple[str, int]]:
@@ -111,8 +157,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--model", default="bisenet", metavar="NAME", help="tiny: small checkpoints (bisenet)")
     parser.add_argument("--only", nargs="+", metavar="SCRIPT", help="train_gta5 and the like (all)")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes below torchrun (1: without it)")
+    parser.add_argument("--seconds", type=float, default=4, metavar="X", help="longest time until a kill (4)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
+
+    def whom(processes: dict[str, list[int]]) -> str:
+        return "all" if rng.random() < 0.5 else rng.choice(sorted(processes))
+
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         game = write_gta5(home / "gta5", count=20)
@@ -121,11 +173,19 @@ def main() -> None:
         all_commands = commands(game, city, labeller / "checkpoint_last.pt", args.model)
         finished([*all_commands["train_cityscapes"], "--max-steps", "1"], labeller)
         for name in args.only or all_commands:
-            command = all_commands[name]
-            finished(command, home / f"{name}-straight")
-            met = killed_and_resumed(command, home / f"{name}-killed", args.kills, lambda: rng.uniform(0, 4))
+            command = [*all_commands[name], "--batch-size", str(2 * args.ranks), "--epochs", str(max(4, args.kills))]
+            finished(command, home / f"{name}-straight", ranks=args.ranks)
+            met = killed_and_resumed(
+                command, home / f"{name}-killed", args.kills, lambda: rng.uniform(0, args.seconds), ranks=args.ranks,
+                whom=whom,
+            )  # fmt: skip
             assert_same_runs(home / f"{name}-straight", home / f"{name}-killed")
-            print(f"{name}: {args.kills} starts, {met} killed at work, resumed, the end equal bit for bit", flush=True)
+            killed = ", ".join(f"{kind} {count}" for kind, count in sorted(met.items()))
+            print(
+                f"{name}, {args.ranks} rank(s): {sum(met.values())} of {args.kills} kills met it at work ({killed}); "
+                "resumed, the end equal bit for bit",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

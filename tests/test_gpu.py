@@ -83,7 +83,7 @@ def test_a_killed_deterministic_run_ends_as_one_that_was_not(world, tmp_path):
     command = commands(world.game, world.city, world.labeller, "bisenet")["train_adversarial"]
     command = [*command, "--device", GPU, "--deterministic"]
     finished(command, tmp_path / "straight")
-    assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.1) == 1
+    assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.1)["all"] == 1
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 

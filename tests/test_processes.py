@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_same_runs, write_cityscapes, write_gta5
-from soak import ENVIRONMENT, ROOT, commands, finished, start
+from soak import ENVIRONMENT, ROOT, children, commands, finished, start
 
 LONG = ("--max-steps", "100000", "--epochs", "100000", "--batch-size", "4", "--eval-every", "1000")
 """A run that only a signal ends, its last checkpoint the signal's."""
@@ -39,11 +39,6 @@ def wait_for(process: subprocess.Popen, run_dir: Path, there, seconds: float = 6
         assert process.poll() is None, log_of(run_dir)
         assert time.monotonic() < end, log_of(run_dir)
         time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process started, in their order."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def at_work(run_dir: Path):

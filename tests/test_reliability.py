@@ -111,7 +111,7 @@ def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):
     finished([*all_commands["train_cityscapes"], "--max-steps", "1"], tmp_path / "labeller")
     command = all_commands["train_dacs"]
     finished(command, tmp_path / "straight")
-    assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.1) == 1
+    assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.1)["all"] == 1
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 
@@ -119,7 +119,7 @@ def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):
 def test_a_killed_run_ends_as_one_that_was_not(world):
     home, command = world
     rng = random.Random(7)
-    assert killed_and_resumed(command, home / "killed", 3, lambda: rng.uniform(0, 0.3)) >= 1
+    assert killed_and_resumed(command, home / "killed", 3, lambda: rng.uniform(0, 0.3))["all"] >= 1
     assert_same_runs(home / "straight", home / "killed")
 
 
@@ -145,9 +145,7 @@ def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, ci
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138), ("SIGHUP", 129)]
-)
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138), ("SIGHUP", 129)])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world, number, status):
     home, command = world
     run_dir = home / number
