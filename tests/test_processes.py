@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import assert_same_runs, write_cityscapes, write_gta5
+from conftest import assert_same_runs, upper, write_cityscapes, write_gta5
 from soak import ENVIRONMENT, ROOT, children, commands, finished, start
+
+from utils.errors import UserError
 
 LONG = ("--max-steps", "100000", "--epochs", "100000", "--batch-size", "4", "--eval-every", "1000")
 """A run that only a signal ends, its last checkpoint the signal's."""
@@ -160,3 +162,39 @@ def test_a_run_goes_on_when_a_loader_worker_is_killed(world):
     assert process.wait(120) == 0, log_of(run_dir)
     assert "a loader process was lost" in log_of(run_dir)
     assert_same_runs(home / "straight", run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["reader gone", "disk full"])
+def test_a_run_does_not_end_because_nobody_takes_what_it_prints(world, how):
+    home, scripts = world
+    run_dir = home / how
+    command = [sys.executable, "tests/scripts.py", *scripts["train_cityscapes"], "--run-dir", run_dir]
+    if how == "disk full":
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+        status, said = done.returncode, done.stderr
+        assert "error: what was printed is lost (No space left on device)" in said
+    else:
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process.stdout.readline()
+        process.stdout.close()
+        said, status = process.stderr.read(), process.wait()
+        assert "note: what is printed cannot be written (Broken pipe); going on" in said
+    assert status == {"reader gone": 0, "disk full": 1}[how]
+    assert "Traceback" not in said
+    assert (run_dir / "result.json").exists()
+
+
+def test_an_evaluation_is_printed_once_it_is_kept(script, city, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("no room")
+
+    command = upper(city, tmp_path / "run", "--epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.archive.save_checkpoint", full)
+        done = script(*command)
+    assert done.status == 2
+    assert "epoch 1" not in done.out
+    assert "epoch 1" in script(*command, "--resume").out

@@ -46,6 +46,7 @@ class Journal:
         self.board = NoBoard()
         self._scalars = Scalars()
         self._losses: dict[str, list[float]] = {}  # of the epoch in progress
+        self._line = ""  # of the newest evaluation
         self._latest: list[Any] = [0, {}]  # the last step whose scalars are on the board, and they
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,8 +150,12 @@ class Journal:
                 if iou is not None:
                     self.board.add_scalar(f"{name}_iou/{label}", iou, progress.step)
         self.spent[progress.step] = {"seconds": round(self.seconds, 3), "peak_memory_mib": peak_memory(self._device)}
-        print(epoch_line(progress, losses, figures, self.seconds), flush=True)
+        self._line = epoch_line(progress, losses, figures, self.seconds)
         return entry
+
+    def say(self) -> None:
+        """Prints the newest evaluation, once it is kept."""
+        print(self._line, flush=True)
 
     def write_history(self) -> None:
         """`metrics.jsonl`; rank 0 alone."""

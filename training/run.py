@@ -201,6 +201,7 @@ class Run:
         entry = self.journal.evaluated(self._rate(), figures)
         self.progress.closed = self.progress.epoch
         self._save(best=entry is oracle(self.journal.history))
+        self.journal.say()
 
     def finish(self) -> None:
         """Writes result.json and prints the table row: the last checkpoint, and apart from it the oracle."""

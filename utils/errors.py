@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
-import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from . import quick_help  # before torch
 import torch
 
 from . import distributed
+from .output import steady_output
 
 
 class UserError(Exception):
@@ -85,14 +85,16 @@ def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130. Other
     errors are shown with where they were raised, and the status is 1.
 
-    What cannot be encoded, such as a file's name that is no text, is printed with escapes.
+    Where stdout cannot be written to the script goes on (`utils/output.py`).
 
     float32 means float32: from Ampere on torch would take 10 of the mantissa's 23 bits for convolutions (TF32).
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with steady_output():
+        _run(main)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
         distributed.end()
