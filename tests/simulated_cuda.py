@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
+
+from training import checkpoint
 
 T = TypeVar("T")
 DEVICE = torch.device("cuda:0")
@@ -252,6 +254,8 @@ def simulated_cuda() -> Iterator[Record]:
         for name in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):
             patch.setattr(torch.optim.Optimizer, name, lambda _: None, raising=False)
         patch.setattr(DataLoader, "__init__", _without_pinning(DataLoader.__init__))
+        for name in ("vet", "require_fit"):
+            patch.setattr(checkpoint, name, _aside(getattr(checkpoint, name)))
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=DEVICE) starts on the CPU
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
@@ -261,6 +265,16 @@ def simulated_cuda() -> Iterator[Record]:
             _forget_constants()
             torch._C._set_only_lift_cpu_tensors(lifts)
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
+
+
+def _aside(function: Callable[..., None]) -> Callable[..., None]:
+    """What uses torch's `meta` itself, and no device, sees nothing of the simulation, for which `meta` stands."""
+
+    def called(*args: Any) -> None:
+        with _disable_current_modes():
+            function(*args)
+
+    return called
 
 
 def _without_pinning(init: Callable[..., None]) -> Callable[..., None]:

@@ -87,18 +87,21 @@ class Archive:
                     _load_part(part, checkpoint["training"][name], changed)
             for kept in (progress, *self.kept):
                 kept.load_state_dict(checkpoint)
-            if progress.done:
-                self.config["commit"] = checkpoint["config"]["commit"]  # nothing is left that this code could change
             evaluated = bool(checkpoint["history"]) and checkpoint["history"][-1]["step"] == progress.step
         except UNREADABLE as error:
             raise UserError(f"{newest.path}: does not fit this run ({error})") from None
-        if progress.step > progress.total_steps or (changed and progress.done and evaluated):
+        if progress.step > progress.total_steps:
             raise UserError(
                 f"--resume {self.directory}: {progress.step} steps are done already, and this command asks for "
                 f"{progress.total_steps}"
-                + ("; its changes would touch none" if progress.step == progress.total_steps else "")
             )
-        if changed:
+        if progress.done:
+            self.config["commit"] = checkpoint["config"].get("commit")  # nothing is left that this code could change
+        if progress.done and evaluated:
+            self.config.update(checkpoint["config"])  # nor this command
+            if changed:
+                print("note: the run has ended; the changes touch nothing")
+        elif changed:
             progress.recount(evaluated)
             for part in self.parts.values():
                 if isinstance(part, LRScheduler):

@@ -165,6 +165,13 @@ def trained_with(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return arguments
 
 
+def require_fit(weights: dict[str, Tensor], name: str, options: dict[str, Any]) -> None:
+    """Lays a network out without memory, of which its options may ask for any amount. Raises RuntimeError and others
+    where it has not these weights."""
+    with torch.device("meta"):
+        models.build_segmenter(name, **options).load_state_dict(dict(weights), assign=True)
+
+
 def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """The network that a checkpoint holds, with its weights. Raises `UserError` when the two do not fit."""
     options = {
@@ -174,8 +181,7 @@ def build_from_checkpoint(checkpoint: dict[str, Any], path: Path) -> nn.Module:
         name, classes = options.pop("name"), len(classes_of(checkpoint))
         if options.get("num_classes", classes) != classes:
             raise ValueError(f"it names {classes} classes")
-        with torch.device("meta"):  # what the options say may ask for any amount of memory; the weights are there
-            models.build_segmenter(name, **options).load_state_dict(dict(checkpoint["weights"]), assign=True)
+        require_fit(checkpoint["weights"], name, options)
         model = models.build_segmenter(name, **options)
         model.load_state_dict(checkpoint["weights"])
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
