@@ -4,6 +4,7 @@ Long, since it is a list: a promise a test, in the order of the document.
 """
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from conftest import (
 )
 from PIL import Image
 from soak import ENVIRONMENT, ROOT, commands, finished, killed_and_resumed, start
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptation.adversarial import TARGET, vanilla
@@ -361,6 +363,28 @@ def test_a_write_that_fails_leaves_what_stood_there(tmp_path):
         write_atomically(path, full)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_full_for_tensorboard_is_one_line(script, city, tmp_path, monkeypatch):
+    """Whether the writer's thread meets it or the run itself. What was kept goes on as if nothing had been."""
+    assert script(*upper(city, tmp_path / "straight")).status == 0
+    flush = RecordWriter.flush
+    for number in (1, 4):
+        run_dir, calls = tmp_path / str(number), itertools.count()
+
+        def full(self, calls=calls, number=number):
+            if next(calls) >= number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            flush(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordWriter, "flush", full)
+            message = one_line_error(script(*upper(city, run_dir, "--checkpoint-minutes", 0)))
+        assert "tensorboard: cannot be written (No space left on device)" in message
+        done = script(*upper(city, run_dir, "--checkpoint-minutes", 0, "--resume"))
+        assert done.status == 0, done.err
+        assert_same_runs(tmp_path / "straight", run_dir)
 
 
 def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_run_goes_on(tmp_path, monkeypatch):

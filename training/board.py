@@ -11,7 +11,10 @@ A few megabytes a run: pictures are what takes room, so they are narrow and few.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils.distributed import rank
+from utils.errors import UserError
 
 DENSE_STEPS, STRIDE = 100, 10
 MOMENTS = 20
@@ -56,16 +60,52 @@ class NoBoard:
         return lambda *_, **__: None
 
 
-def open_board(folder: Path, purge_step: int | None) -> SummaryWriter | NoBoard:
+class Board:
+    """TensorBoard's writer. Whatever is asked of it raises `UserError` where the disk refuses."""
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        self.folder = folder
+        threading.excepthook = _quiet_writer
+        with self.heeded():
+            self._writer = SummaryWriter(folder, purge_step=purge_step)
+
+    def __getattr__(self, name: str) -> Any:
+        def heeded(*arguments: Any, **named: Any) -> Any:
+            with self.heeded():
+                return getattr(self._writer, name)(*arguments, **named)
+
+        return heeded
+
+    def close(self) -> None:
+        """What counts was flushed with the last checkpoint."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _quiet_writer(failed: threading.ExceptHookArgs) -> None:
+    """The writer's thread raises what it tells the run too, which says it in one line."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(failed)
+
+
+def open_board(folder: Path, purge_step: int | None) -> Board | NoBoard:
     """Rank 0's writer; other ranks get one that writes nothing. What is there from `purge_step` on is dropped."""
-    return SummaryWriter(folder, purge_step=purge_step) if rank() == 0 else NoBoard()
+    return Board(folder, purge_step) if rank() == 0 else NoBoard()
 
 
-def log_arguments(board: SummaryWriter, arguments: dict[str, Any]) -> None:
+def log_arguments(board: Board, arguments: dict[str, Any]) -> None:
     """The run's arguments for TensorBoard's HPARAMS page, which reads the figures off the scalars of those names."""
     simple = (bool, int, float, str)
     plain = {key: value if isinstance(value, simple) else str(value) for key, value in arguments.items()}
     experiment, session, _ = hparams(plain, dict.fromkeys(FIGURES, 0.0))
-    writer = board._get_file_writer()
-    writer.add_summary(experiment)
-    writer.add_summary(session)
+    with board.heeded():
+        writer = board._get_file_writer()
+        writer.add_summary(experiment)
+        writer.add_summary(session)
