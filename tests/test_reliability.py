@@ -468,6 +468,25 @@ def test_a_lock_of_another_host_is_waited_for(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.parametrize("ahead", [7200, -200])
+def test_a_lock_is_waited_for_five_minutes_whatever_the_clocks_say(tmp_path, monkeypatch, ahead):
+    """Of the other host, or of this one."""
+    path, slept = tmp_path / ".lock", []
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    touched = time.time() + ahead
+    os.utime(path, (touched, touched))
+    with monkeypatch.context() as patch:
+        patch.setattr("training.lock.time.time", lambda: 1e9)
+        patch.setattr("training.lock.time.monotonic", lambda: sum(slept))
+        patch.setattr("training.lock.time.sleep", slept.append)
+        lock = DirectoryLock(tmp_path)
+    assert sum(slept) == pytest.approx(STALE_SECONDS + min(0, ahead), abs=2)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("[" * 100_000)
+    DirectoryLock(tmp_path).release()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EBADF])
 def test_where_the_file_system_has_no_locks_age_decides(tmp_path, monkeypatch, number):
     def refuse(file, how):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import parse_json
 
 try:
     import fcntl
@@ -70,7 +71,7 @@ class DirectoryLock:
     def _holder(self) -> dict[str, Any]:
         self._file.seek(0)
         try:
-            found = json.loads(self._file.read())
+            found = parse_json(self._file.read().decode())
             return found if isinstance(found, dict) else {}
         except ValueError:
             return {}
@@ -78,13 +79,22 @@ class DirectoryLock:
     def _wait_for_a_sign_of_life(self, holder: dict[str, Any]) -> None:
         """The lock could be had, but from another host that may mean nothing. Refuses when its holder touches it."""
         last = os.fstat(self._file.fileno()).st_mtime
-        left = STALE_SECONDS - (time.time() - last)
+        left = STALE_SECONDS - min(max(0.0, self._now() - last), STALE_SECONDS)
         if left > 0:
             print(f"waiting up to {left:.0f} s to see whether {_who(holder)} is still running", flush=True)
-        while time.time() - last < STALE_SECONDS:
+        end = time.monotonic() + left
+        while time.monotonic() < end:
             time.sleep(min(1.0, STALE_SECONDS / 10))
             if os.fstat(self._file.fileno()).st_mtime != last:
                 self._refuse(holder)
+
+    def _now(self) -> float:
+        """The file system's clock, by which files are touched: hosts' own differ."""
+        probe = self.path.with_name(f".lock.{os.getpid()}.tmp")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
 
     def _refuse(self, holder: dict[str, Any]) -> None:
         self._file.close()
