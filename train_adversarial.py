@@ -37,8 +37,9 @@ from datasets.frequencies import class_counts, class_shares
 from models import DISCRIMINATORS, SEGMENTERS
 from models.discriminator import MIN_SIDE
 from training.building import adam, both_domains, discriminators_for, geometry, poly, segmenter, sgd, supervised_loss
-from training.flags import add_statistics_flag, parse, training_parser
+from training.flags import parse, training_parser
 from training.gradients import Gradients
+from training.method_flags import add_statistics_flag
 from training.run import Run
 from utils.flags import add_choice, number
 

@@ -9,6 +9,7 @@ onto a target picture, labels likewise; the student learns the source's labels a
     python train_dacs.py ... --beta 0.01                             + the source in the target's style (FDA, CVPR 2020)
     python train_dacs.py ... --recipe best                           the ablation's best so far, RECIPES below
     python train_dacs.py ... --teacher-checkpoint FILE               distillation: a heavier network labels the target
+    python train_dacs.py ... --labels DIR                            so do files, which any network may have made
     python train_dacs.py --demo                                      street scenes, minutes on a CPU
 
 The moving average is the headline: it is what checkpoints keep, also where a frozen network of another architecture
@@ -41,11 +42,13 @@ from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts
 from datasets.geometry import resize_label
+from datasets.labels import IGNORE
 from datasets.rare_classes import RareClasses
 from models.layers import resize
-from training.building import both_domains, geometry, poly, segmenter, sgd, supervised_loss
+from training.building import both_domains, geometry, given_labels, poly, segmenter, sgd, supervised_loss
 from training.checkpoint import checkpoint_file, describe, load_checkpoint, network_for, sha256
-from training.flags import add_style_flag, parse, training_parser
+from training.flags import parse, training_parser
+from training.method_flags import add_labels_flag, add_style_flag
 from training.run import Run
 from utils.flags import number
 
@@ -95,8 +98,11 @@ def parse_args() -> argparse.Namespace:
         help="what becomes of that network. frozen: it stays as it is, and may be of any architecture; moving: teacher "
         "and student start from it, and the teacher is the student's average (frozen; moving without a checkpoint)",
     )  # fmt: skip
+    add_labels_flag(dacs)
     args = parse(parser, RECIPES)
     args.teacher = args.teacher or ("moving" if args.teacher_checkpoint is None else "frozen")
+    if args.teacher == "frozen" and args.labels is not None:
+        raise UserError("--labels beside a frozen --teacher-checkpoint: both label the target; name one")
     if args.teacher == "frozen" and args.teacher_checkpoint is None:
         raise UserError("--teacher frozen: name the network that labels, --teacher-checkpoint FILE")
     args.teacher_sha256 = args.teacher_checkpoint and sha256(args.teacher_checkpoint)
@@ -115,6 +121,7 @@ def main() -> None:
         moving_from = args.teacher_checkpoint
         require_network(moving_from, args.model, args.backbone)
 
+    labelled_target = given_labels(args, data.target)
     run = Run(args, data.source, data.target, data.val)
     args.init = moving_from or args.init
     student = segmenter(args, len(run.classes))
@@ -128,7 +135,7 @@ def main() -> None:
     if run.step == 0:  # --init went to the network that checkpoints keep; both start from it
         student.load_state_dict(teacher.state_dict())
     source = run.stream(data.source, geometry(args, args.source_size), rare)
-    target = run.stream(data.target, geometry(args, args.size))
+    target = run.stream(labelled_target, geometry(args, args.size))
     appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     augment = StrongAugmentation()
     if rare is not None:
@@ -137,7 +144,8 @@ def main() -> None:
 
     for _ in run.epochs():
         student.train()
-        for (images, labels), target_images in run.steps(source, target):
+        for (images, labels), drawn in run.steps(source, target):
+            target_images, given = (drawn, None) if args.labels is None else drawn
             images, target_images = recolour(appearance(images), labels), to_float(target_images)
             if args.beta is not None:
                 images = fda(images, target_images, args.beta)
@@ -149,6 +157,8 @@ def main() -> None:
                 pseudo_labels, confidence = teach(teacher, target_images)
                 if frozen is not None:
                     pseudo_labels, confidence = label(frozen, target_images)
+                elif given is not None:
+                    pseudo_labels, confidence = given, (given != IGNORE).float()
             sure = pseudo_label_weight(confidence, args.confidence)
             run.log(loss=loss, sure=sure)
             if args.lambda_mix > 0:

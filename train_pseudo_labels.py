@@ -10,6 +10,7 @@ of each class, IAST (Mei et al., ECCV 2020) by thresholds that follow the pictur
     python train_pseudo_labels.py ... --labeller runs/FDA/beta-* --percentile 66 --beta 0.01            FDA's
     python train_pseudo_labels.py ... --labeller runs/A --rounds 2                             then with its own labels
     python train_pseudo_labels.py ... --labeller runs/A --rounds 3 --rule cbst --continue                  CBST's
+    python train_pseudo_labels.py ... --labels DIR                           labels from elsewhere, as of predict.py
     python train_pseudo_labels.py --demo --labeller runs/demo/source-only --adapt-bn
 
 Each round starts anew from --weights or --init; with --continue, from the network that labels for it. The loss is that
@@ -28,20 +29,24 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from adaptation.adabn import statistics_kept
 from adaptation.fda import fda
 from adaptation.losses import LOSSES, segmentation_loss
 from adaptation.pseudo_labels import RULES
 from adaptation.recolouring import Recolouring
 from adaptation.regularisation import regularised
+from datasets import SegmentationSet
 from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax, Mirrored
 from training.adabn import adapt_to
-from training.building import BothDomains, both_domains, geometry, pixel_loss, poly, segmenter, sgd
+from training.building import BothDomains, both_domains, geometry, given_labels, pixel_loss, poly, segmenter, sgd
 from training.checkpoint import checkpoint_file, network_for, sha256
 from training.directory import several_runs
-from training.flags import add_statistics_flag, add_style_flag, parse, training_parser
+from training.flags import parse, training_parser
 from training.labelling import pseudo_labelled
+from training.method_flags import add_labels_flag, add_statistics_flag, add_style_flag
 from training.run import Run
 from utils.distributed import first_then_others, rank
 from utils.flags import add_choice, number, positive
@@ -51,9 +56,10 @@ def parse_args() -> argparse.Namespace:
     parser = training_parser(__doc__, source=True, first="--labeller")
     labels = parser.add_argument_group("self-training")
     labels.add_argument(
-        "--labeller", type=checkpoint_file, nargs="+", required=True, metavar="CHECKPOINT",
+        "--labeller", type=checkpoint_file, nargs="+", default=[], metavar="CHECKPOINT",
         help="network(s) that label the target",
     )  # fmt: skip
+    add_labels_flag(labels)
     add_choice(labels, "--rule", RULES, "bdl", "which pixels of the target get a label")
     labels.add_argument(
         "--percentile", type=number(0, 100), default=50.0, metavar="P",
@@ -115,7 +121,9 @@ def parse_args() -> argparse.Namespace:
         help="weight of the target's loss; at 0 its labels teach nothing: what longer training alone brings (1)",
     )  # fmt: skip
     args = parse(parser)
-    if vars(args)["continue"] and (len(args.labeller) > 1 or args.init is not None):
+    if bool(args.labeller) == bool(args.labels):
+        raise UserError("who labels the target? Name its network, --labeller CHECKPOINT, or its labels, --labels DIR")
+    if vars(args)["continue"] and (len(args.labeller) != 1 or args.init is not None):
         raise UserError("--continue: a round starts from the network that labels for it; name one, and no --init")
     if args.lambda_source == args.lambda_target == 0:
         raise UserError("--lambda-source 0 --lambda-target 0: nothing is left to train on")
@@ -125,20 +133,19 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     data = both_domains(args)
-    labellers = args.labeller
+    labellers, labelled_target = args.labeller, given_labels(args, data.target)
     for before, round_args in enumerate(several_runs(args, [f"round-{n}" for n in range(1, args.rounds + 1)])):
         round_args.labeller_sha256 = [sha256(path) for path in labellers]
         grown = min(args.portion + before * args.portion_step, args.portion_max)
         round_args.portion = max(args.portion, grown)
-        train(round_args, labellers, data)
+        train(round_args, labellers, data, labelled_target if before == 0 else data.target)
         labellers = [round_args.run_dir / "checkpoint_last.pt"]
 
 
-def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) -> None:
-    """One round: label the target, then train on both domains."""
+def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains, target: SegmentationSet) -> None:
+    """One round: label the target, unless it is given with labels, then train on both domains."""
     run = Run(args, data.source, data.target, data.val)
     networks = [network_for(path, run.classes).to(args.device) for path in labellers]
-    labeller = networks[0] if len(networks) == 1 else MeanSoftmax(networks)
     args.init = labellers[0] if vars(args)["continue"] else args.init
     model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args.lr, args.weight_decay)
@@ -151,29 +158,17 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
     criterion_target = partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss_of)
     run.restore(model, init=args.init, optimizer=optimizer, schedule=schedule)
 
-    # The labels. They name what they were made from, so that another run can find them.
-    made_from = {"labeller_sha256": args.labeller_sha256, "adapt_bn": args.adapt_bn and args.batch_size}
-    made_from |= {"label_flip": True} if args.label_flip else {}  # which earlier labels do not name
-    settings = {name: vars(args)[flag] for name, flag in RULES[args.rule].settings.items()}
-    folder = args.pseudo_labels or run.directory / "pseudo-labels"
-    with first_then_others(run.pause) as pause:
-        machine = (args.workers, args.device, pause)
-        if args.adapt_bn and rank() == 0:  # the others find labels
-            adapt_to(labeller, data.target, args.batch_size, *machine)
-        views = MeanSoftmax([labeller, Mirrored(labeller)]) if args.label_flip else labeller
-        labelled_target = pseudo_labelled(
-            views, data.target, folder, made_from, args.rule, settings, *machine, args.max_class_share
-        )
-    del networks, labeller, views
-
+    if not target.labelled:
+        target = labelled_by(networks[0] if len(networks) == 1 else MeanSoftmax(networks), args, run, target)
+    del networks
     source = run.stream(data.source, geometry(args, args.source_size))
-    target = run.stream(labelled_target, geometry(args, args.size))
+    labelled_target = run.stream(target, geometry(args, args.size))
     appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)
     gradients = run.gradients
 
     for _ in run.epochs():
         model.train()
-        for (images, labels), (target_images, pseudo_labels) in run.steps(source, target):
+        for (images, labels), (target_images, pseudo_labels) in run.steps(source, labelled_target):
             pictures, target_pictures = recolour(appearance(images), labels), to_float(target_images)
             if args.beta is not None:
                 pictures = fda(pictures, target_pictures, args.beta)
@@ -191,6 +186,21 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains) ->
             run.log(loss_target=loss_target)
         run.evaluate(model, target=data.val, source=data.held_out)
     run.finish()
+
+
+def labelled_by(labeller: nn.Module, args: argparse.Namespace, run: Run, target: SegmentationSet) -> SegmentationSet:
+    """The target with the labels of this network. They name what they were made from, so that another run can find
+    them."""
+    made_from = {"labeller_sha256": args.labeller_sha256, "adapt_bn": args.adapt_bn and args.batch_size}
+    made_from |= {"label_flip": True} if args.label_flip else {}  # which earlier labels do not name
+    settings = {name: vars(args)[flag] for name, flag in RULES[args.rule].settings.items()}
+    folder = args.pseudo_labels or run.directory / "pseudo-labels"
+    with first_then_others(run.pause) as pause:
+        machine = (args.workers, args.device, pause)
+        if args.adapt_bn and rank() == 0:  # the others find labels
+            adapt_to(labeller, target, args.batch_size, *machine)
+        views = MeanSoftmax([labeller, Mirrored(labeller)]) if args.label_flip else labeller
+        return pseudo_labelled(views, target, folder, made_from, args.rule, settings, *machine, args.max_class_share)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ BESIDE = {
     "recipe",
     "teacher_sha256",
     "pseudo_labels",
+    "labels_sha256",
+    "max_class_share",
 }
 """Arguments in which the runs of one experiment may differ."""
 
@@ -207,6 +209,8 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
     settings = {key: value for key, value in config["arguments"].items() if key not in BESIDE}
     if settings.get("teacher_checkpoint") is not None:
         settings["teacher_checkpoint"] = "a run"  # of its own for each seed, as labellers are
+    if settings.get("labels") is not None:
+        settings["labels"] = Path(settings["labels"]).name
     if target_of(settings) is None:
         raise ValueError("no target is named")
     seed = config["arguments"]["seed"]

@@ -57,6 +57,7 @@ METHODS = {
     "DACS, all": ("train_dacs", "--rare-classes", "--lambda-mask", 1, "--beta", 0.09, "--jitter", "--blur",
                   "--recolour", 0.7),
     "DACS, frozen": ("train_dacs", "--loss", "ohem", "--lambda-mask", 1),
+    "DACS, given labels": ("train_dacs", "--lambda-mask", 1),
 }  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("cuda")
     found = SimpleNamespace(
         city=write_cityscapes(root / "cityscapes", counts=(("train", 6), ("val", 6))),
+        labels=write_cityscapes(root / "labels", counts=(("train", 6),), encoding="labelTrainIds") / "gtFine",
         game=write_gta5(root / "gta5"),
         checkpoint=root / "source/checkpoint_last.pt",
     )
@@ -102,6 +104,8 @@ def train(place: SimpleNamespace, method: str, run_dir: Path, *more: Any, device
         flags += ["--max-class-share", 1, "--labeller", *labellers]
     if method == "DACS, frozen":
         flags += ["--teacher-checkpoint", place.checkpoint]
+    if method == "DACS, given labels":
+        flags += ["--labels", place.labels]
     command = (*on(place, script), "--max-steps", 3, *flags, *more, "--run-dir", run_dir, "--device", device)
     run_once(script, *command)
     found = sorted(run_dir.rglob("metrics.jsonl"))[-1]

@@ -18,6 +18,7 @@ from datasets.check import check
 from datasets.domains import open_source, open_target
 from datasets.frequencies import class_counts, class_frequencies
 from datasets.geometry import Geometry
+from datasets.given_labels import digest, labelled_from
 from utils import distributed
 from utils.errors import UserError
 
@@ -51,6 +52,18 @@ class BothDomains(NamedTuple):
 def both_domains(args: argparse.Namespace) -> BothDomains:
     """The labelled source, the unlabelled target and the target's val, checked."""
     return BothDomains(*source_sets(args), target_set(args, "train", labelled=False), target_set(args, "val"))
+
+
+def given_labels(args: argparse.Namespace, target: SegmentationSet) -> SegmentationSet:
+    """The target's train pictures with the labels of --labels, checked, and their digest in the arguments; without
+    --labels as they are."""
+    args.labels_sha256 = None
+    if args.labels is None:
+        return target
+    labelled = labelled_from(target, args.labels)
+    print(check(labelled))
+    args.labels_sha256 = digest(labelled)
+    return labelled
 
 
 def geometry(args: argparse.Namespace, size: tuple[int, int]) -> Geometry:

@@ -65,25 +65,6 @@ def by_settings(flag: str) -> str:
     return f"({'; '.join(said)})"
 
 
-def add_statistics_flag(group: argparse._ArgumentGroup) -> None:
-    """For methods that pass both domains through the network in training."""
-    group.add_argument(
-        "--bn-statistics",
-        choices=("both", "target"),
-        default="both",
-        help="whose running statistics batch normalisation keeps for evaluation. both: a mixture of the two domains, "
-        "as published; target: the target's alone, where the network is used (%(default)s)",
-    )
-
-
-def add_style_flag(group: argparse._ArgumentGroup) -> None:
-    """For methods that may be combined with FDA."""
-    group.add_argument(
-        "--beta", type=number(0, 0.499), metavar="B",
-        help="train on the source in the target's style, by FDA with this band (off)",
-    )  # fmt: skip
-
-
 def default_directory(args: argparse.Namespace) -> Path:
     """Where a run goes that was given no --run-dir: `runs/source-only-jitter-blur-seed0`, the method as reports call
     it; with a number where that is taken."""

@@ -85,16 +85,24 @@ def _translation(settings: dict[str, Any]) -> str:
 
 
 def _pseudo_labels(settings: dict[str, Any]) -> str:
+    given = settings.get("labels") is not None
+    who = ["given labels"] if given else []
+    who += [_labelled(settings)] if not given or settings.get("rounds", 1) > 1 else []
+    words = ", then ".join(who)
+    for flag, plain in PLAIN_SELF_TRAINING.items():
+        words += f", {flag} {settings[flag]}" if settings.get(flag, plain) != plain else ""
+    return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
+
+
+def _labelled(settings: dict[str, Any]) -> str:
+    """By a network."""
     rule = RULES[settings["rule"]]
     words = rule.title + (" by AdaBN" if settings["adapt_bn"] else "")
     words += ", mirrored too" if settings.get("label_flip") else ""
     for flag, plain in (("percentile", 50), ("portion", 0.2)):
         if flag in rule.settings.values() and settings[flag] != plain:
             words += f", {flag} {settings[flag]:g}"
-    words += ", from the labeller" if settings.get("continue") else ""
-    for flag, plain in PLAIN_SELF_TRAINING.items():
-        words += f", {flag} {settings[flag]}" if settings.get(flag, plain) != plain else ""
-    return words + (f", FDA beta {settings['beta']:g}" if settings["beta"] is not None else "")
+    return words + (", from the labeller" if settings.get("continue") else "")
 
 
 def _dacs(settings: dict[str, Any]) -> str:
@@ -103,6 +111,7 @@ def _dacs(settings: dict[str, Any]) -> str:
     words += ["MIC"] if settings["lambda_mask"] > 0 else []
     words += [f"FDA beta {settings['beta']:g}"] if settings["beta"] is not None else []
     words += [f"{settings['teacher']} teacher"] if settings["teacher_checkpoint"] is not None else []
+    words += ["given labels"] if settings.get("labels") is not None else []
     published = {"lambda_mix": 1, "decay": DECAY, "confidence": SURE}
     words += [f"{key} {settings[key]:g}" for key, plain in published.items() if settings.get(key, plain) != plain]
     return " + ".join(words)

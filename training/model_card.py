@@ -75,7 +75,8 @@ def _teacher(arguments: dict[str, Any]) -> list[tuple[str, str]]:
     """Whose the weights are and who labelled the target, where a mean teacher was trained."""
     if "teacher" not in arguments:
         return []
-    labeller = arguments["teacher_checkpoint"] if arguments["teacher"] == "frozen" else "the average"
+    given = arguments.get("labels")
+    labeller = given or (arguments["teacher_checkpoint"] if arguments["teacher"] == "frozen" else "the average")
     kept = "the moving average of the student; the student itself is under `training` in checkpoint_last.pt"
     return [("weights", kept), ("target labelled by", str(labeller))]
 

@@ -29,16 +29,19 @@ FREE = {
     "labeller",
     "teacher_checkpoint",
     "pseudo_labels",
+    "labels",
     "max_class_share",
 }
 """Arguments that may change on --resume: they do not touch the mathematics (that the data are the same is checked,
-and a labeller's or teacher's content). Where the data lie and which are listed, every domain's flags, are free too."""
+and the content of a labeller, a teacher or given labels). Where the data lie and which are listed, every domain's
+flags, are free too."""
 
 
 LATER = {
+    "train_dacs": {"labels": None, "labels_sha256": None},
     "train_adversarial": {"lambda_entropy_aux": 0.0, "entropy_range": 1.0, "class_prior": 0.0, "lambda_prior": 1e-3},
     "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False}
-    | {"portion": 0.2, "portion_step": 0.05, "portion_max": 0.5}
+    | {"labels": None, "labels_sha256": None, "portion": 0.2, "portion_step": 0.05, "portion_max": 0.5}
     | {"target_loss": None, "mrkld": 0.0, "lambda_entropy": 0.0, "lambda_source": 1.0, "lambda_target": 1.0},
 }
 """Script -> flags that came after it had written runs -> the value that stands for what those runs did."""
