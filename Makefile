@@ -1,6 +1,8 @@
 # Every target sets up what it needs, once.
 #
 #     make demo     every experiment on built-in street scenes, then the report
+#     make tables GTA5=DIR CITYSCAPES=DIR     the assignment's tables on real data, then the report
+#         SEEDS="0 1 2"  ROWS=assignment, report or all  FLAGS="--batch-size 4": flags of every training script
 #     make style    ruff alone
 #     make quick    style, and the tests that are not marked slow: the loop while you work
 #     make test     style and every test
@@ -12,7 +14,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 
-.PHONY: demo style quick test gpu
+.PHONY: demo tables style quick test gpu
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
@@ -41,6 +43,12 @@ test: style .venv/installed-dev
 # What is measured already is not measured again.
 gpu: .venv/installed-dev
 	@$(RUN) benchmarks/gpu.py
+
+SEEDS ?= 0
+ROWS ?= assignment
+export GTA5 CITYSCAPES
+tables: .venv/installed
+	@$(RUN) tables.py --seeds $(SEEDS) --rows $(ROWS) -- $(FLAGS)
 
 # An interrupted demo goes on where it stopped.
 RUNS := upper-bound source-only adversarial adversarial-depthwise fda dacs

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, slug  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
@@ -28,25 +27,8 @@ from utils.files import write_json  # noqa: E402
 from utils.flags import cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.tables import markdown, mean_and_deviation  # noqa: E402
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A row of the table: a training script with flags, or an evaluation.
-
-    needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax) or to label with them.
-    goes_on: it also starts from the network that it needs, not from scratch.
-    eval_every: epochs between evaluations, often enough to see a late fall, rare enough to cost little.
-    """
-
-    script: str
-    flags: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    eval_every: int = 2
-    goes_on: bool = False
-
-
-SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
-DACS = "train_dacs.py"
+RARELY = ("--eval-every", "30")  # an epoch of the target is short: it has few pictures
+COLLAPSED = ("--max-class-share", "1")  # labels that collapsed have a figure too
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
 SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # the recipe for short runs, but for its loss
@@ -55,68 +37,68 @@ GOING_ON = ("--lr", "0.01", "--bn-statistics", "target")  # from a trained netwo
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
 
 
-def after_fda(*flags: str) -> Cell:
+def after_fda(*flags: str) -> Row:
     """A round of self-training."""
-    return Cell(SELF, (*GOING_ON, *flags), needs=BANDS[:1], goes_on=True)
+    return Row(SELF, (*GOING_ON, *flags, *COLLAPSED), needs=BANDS[:1], goes_on=True)
 
 
 ROWS = {
-    BASELINE: Cell(SOURCE_ONLY),
-    UPPER: Cell("train_cityscapes.py", eval_every=30),  # its epochs are short: the target has few pictures
-    "upper bound, weighted loss": Cell("train_cityscapes.py", ("--loss", "weighted"), eval_every=30),
-    "target forward pass, weight 0": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0")),
-    "adversarial, standard": Cell(ADVERSARIAL),
-    "adversarial, depthwise": Cell(ADVERSARIAL, ("--discriminator", "depthwise")),
-    "AdvEnt": Cell(ADVERSARIAL, ("--input", "entropy")),
-    "MinEnt": Cell(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
-    "MinEnt, entropy range 0.3": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--entropy-range", "0.3")),
-    "MinEnt + class prior": Cell(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--class-prior", "0.5")),
-    "MinEnt, multi-level": Cell(
+    BASELINE: Row(SOURCE_ONLY),
+    UPPER: Row(TARGET_ONLY, RARELY),  # its epochs are short: the target has few pictures
+    "upper bound, weighted loss": Row(TARGET_ONLY, ("--loss", "weighted", *RARELY)),
+    "target forward pass, weight 0": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0")),
+    "adversarial, standard": Row(ADVERSARIAL),
+    "adversarial, depthwise": Row(ADVERSARIAL, ("--discriminator", "depthwise")),
+    "AdvEnt": Row(ADVERSARIAL, ("--input", "entropy")),
+    "MinEnt": Row(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
+    "MinEnt, entropy range 0.3": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--entropy-range", "0.3")),
+    "MinEnt + class prior": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--class-prior", "0.5")),
+    "MinEnt, multi-level": Row(
         ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--level", "multi", "--lambda-entropy-aux", "0.0002")
     ),
-    "adversarial, multi-level": Cell(ADVERSARIAL, ("--level", "multi")),
-    "adversarial, standard, target statistics": Cell(ADVERSARIAL, ("--bn-statistics", "target")),
-    "source only, jitter + blur": Cell(SOURCE_ONLY, ("--jitter", "--blur")),
-    "source only, no random scale": Cell(SOURCE_ONLY, ("--scales", "1")),
-    "source only, OHEM": Cell(SOURCE_ONLY, ("--loss", "ohem")),
-    "source only, weighted loss": Cell(SOURCE_ONLY, ("--loss", "weighted")),
-    **{band: Cell(FDA, ("--beta", band.split()[-1])) for band in BANDS},
-    "FDA, beta 0.01, weighted loss": Cell(FDA, ("--beta", "0.01", "--loss", "weighted")),
-    "FDA, mean of three": Cell("eval.py", needs=BANDS),
-    "LAB": Cell(FDA, ("--translation", "lab")),
-    "pseudo-labels after source only": Cell(SELF, needs=(BASELINE,)),
-    "pseudo-labels after source only with AdaBN": Cell(SELF, ("--adapt-bn",), needs=(BASELINE,)),
-    "DACS": Cell(DACS),
-    "DACS + rare-class sampling": Cell(DACS, ("--rare-classes",)),
-    "DACS + masked consistency": Cell(DACS, ("--lambda-mask", "1")),
-    "DACS + FDA on the source": Cell(DACS, ("--beta", "0.01")),
-    "DACS + jitter and blur on the source": Cell(DACS, ("--jitter", "--blur")),
-    "DACS, no random scale": Cell(DACS, ("--scales", "1")),  # as the paper trains
-    "DACS + FDA, no random scale": Cell(DACS, ("--beta", "0.01", "--scales", "1")),
-    "DACS + FDA + masked consistency": Cell(DACS, ("--beta", "0.01", "--lambda-mask", "1")),
-    "DACS + FDA + rare-class sampling": Cell(DACS, ("--beta", "0.01", "--rare-classes")),
+    "adversarial, multi-level": Row(ADVERSARIAL, ("--level", "multi")),
+    "adversarial, standard, target statistics": Row(ADVERSARIAL, ("--bn-statistics", "target")),
+    "source only, jitter + blur": Row(SOURCE_ONLY, ("--jitter", "--blur")),
+    "source only, no random scale": Row(SOURCE_ONLY, ("--scales", "1")),
+    "source only, OHEM": Row(SOURCE_ONLY, ("--loss", "ohem")),
+    "source only, weighted loss": Row(SOURCE_ONLY, ("--loss", "weighted")),
+    **{band: Row(FDA, ("--beta", band.split()[-1])) for band in BANDS},
+    "FDA, beta 0.01, weighted loss": Row(FDA, ("--beta", "0.01", "--loss", "weighted")),
+    "FDA, mean of three": Row(EVALUATION, ("--mean",), needs=BANDS),
+    "LAB": Row(FDA, ("--translation", "lab")),
+    "pseudo-labels after source only": Row(SELF, COLLAPSED, needs=(BASELINE,)),
+    "pseudo-labels after source only with AdaBN": Row(SELF, ("--adapt-bn", *COLLAPSED), needs=(BASELINE,)),
+    "DACS": Row(DACS),
+    "DACS + rare-class sampling": Row(DACS, ("--rare-classes",)),
+    "DACS + masked consistency": Row(DACS, ("--lambda-mask", "1")),
+    "DACS + FDA on the source": Row(DACS, ("--beta", "0.01")),
+    "DACS + jitter and blur on the source": Row(DACS, ("--jitter", "--blur")),
+    "DACS, no random scale": Row(DACS, ("--scales", "1")),  # as the paper trains
+    "DACS + FDA, no random scale": Row(DACS, ("--beta", "0.01", "--scales", "1")),
+    "DACS + FDA + masked consistency": Row(DACS, ("--beta", "0.01", "--lambda-mask", "1")),
+    "DACS + FDA + rare-class sampling": Row(DACS, ("--beta", "0.01", "--rare-classes")),
     # The source's loss is three (main and auxiliary outputs), the mixed one's is one: 3 gives it the paper's share.
-    "DACS, mixed loss x 3": Cell(DACS, ("--lambda-mix", "3")),
-    "DACS + FDA, mixed loss x 3": Cell(DACS, ("--beta", "0.01", "--lambda-mix", "3")),
+    "DACS, mixed loss x 3": Row(DACS, ("--lambda-mix", "3")),
+    "DACS + FDA, mixed loss x 3": Row(DACS, ("--beta", "0.01", "--lambda-mix", "3")),
     # An average over 100 steps is late by a seventh of a run of 700; 0.95 is one over 20.
-    "DACS, decay 0.95": Cell(DACS, ("--decay", "0.95")),
-    "DACS + FDA, decay 0.95": Cell(DACS, ("--beta", "0.01", "--decay", "0.95")),
-    "DACS + FDA, decay 0.9": Cell(DACS, ("--beta", "0.01", "--decay", "0.9")),
+    "DACS, decay 0.95": Row(DACS, ("--decay", "0.95")),
+    "DACS + FDA, decay 0.95": Row(DACS, ("--beta", "0.01", "--decay", "0.95")),
+    "DACS + FDA, decay 0.9": Row(DACS, ("--beta", "0.01", "--decay", "0.9")),
     # So early in training few pixels exceed 0.968, and their share weighs the target.
-    "DACS + FDA, decay 0.95, confidence 0.8": Cell(DACS, SHORT),
-    "DACS + FDA, decay 0.95, confidence 0.5": Cell(DACS, (*SHORT, "--confidence", "0.5")),
-    "DACS + FDA, decay 0.95, confidence 0.8, weighted loss": Cell(DACS, (*SHORT, "--loss", "weighted")),
-    "DACS + FDA, decay 0.95, confidence 0.5, weighted loss": Cell(
+    "DACS + FDA, decay 0.95, confidence 0.8": Row(DACS, SHORT),
+    "DACS + FDA, decay 0.95, confidence 0.5": Row(DACS, (*SHORT, "--confidence", "0.5")),
+    "DACS + FDA, decay 0.95, confidence 0.8, weighted loss": Row(DACS, (*SHORT, "--loss", "weighted")),
+    "DACS + FDA, decay 0.95, confidence 0.5, weighted loss": Row(
         DACS, (*SHORT, "--confidence", "0.5", "--loss", "weighted")
     ),
-    "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Cell(DACS, (*SHORT, "--lambda-mix", "3")),
-    "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Cell(DACS, (*SHORT, "--rare-classes")),
-    "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Cell(DACS, (*SHORT, "--lambda-mask", "1")),
-    "DACS, weighted loss": Cell(DACS, ("--loss", "weighted")),
-    "DACS, weighted loss, decay 0.95, confidence 0.8": Cell(DACS, (*SHORT[2:], "--loss", "weighted")),
-    "DACS + FDA, weighted loss, confidence 0.8": Cell(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
-    "DACS, recipe best": Cell(DACS, ("--recipe", "best")),
-    "pseudo-labels after FDA": Cell(SELF, ("--percentile", "66"), needs=BANDS),
+    "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Row(DACS, (*SHORT, "--lambda-mix", "3")),
+    "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Row(DACS, (*SHORT, "--rare-classes")),
+    "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Row(DACS, (*SHORT, "--lambda-mask", "1")),
+    "DACS, weighted loss": Row(DACS, ("--loss", "weighted")),
+    "DACS, weighted loss, decay 0.95, confidence 0.8": Row(DACS, (*SHORT[2:], "--loss", "weighted")),
+    "DACS + FDA, weighted loss, confidence 0.8": Row(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
+    "DACS, recipe best": Row(DACS, ("--recipe", "best")),
+    "pseudo-labels after FDA": Row(SELF, ("--percentile", "66", *COLLAPSED), needs=BANDS),
     # One labeller, from which all go on; the first row says what as many more steps bring without its labels.
     "after FDA, no target labels": after_fda("--lambda-target", "0"),
     "after FDA, BDL's rule": after_fda(),
@@ -127,19 +109,19 @@ ROWS = {
     "after FDA, IAST": after_fda(
         "--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053"
     ),
-    "source only, recoloured": Cell(SOURCE_ONLY, RECOLOURED),
-    "FDA, beta 0.01, recoloured": Cell(FDA, ("--beta", "0.01", *RECOLOURED)),
-    "DACS, recipe best, recoloured": Cell(DACS, ("--recipe", "best", *RECOLOURED)),
-    "pseudo-labels after source only, recoloured, with AdaBN": Cell(
-        SELF, ("--adapt-bn", *GOING_ON, *RECOLOURED), needs=("source only, recoloured",), goes_on=True
+    "source only, recoloured": Row(SOURCE_ONLY, RECOLOURED),
+    "FDA, beta 0.01, recoloured": Row(FDA, ("--beta", "0.01", *RECOLOURED)),
+    "DACS, recipe best, recoloured": Row(DACS, ("--recipe", "best", *RECOLOURED)),
+    "pseudo-labels after source only, recoloured, with AdaBN": Row(
+        SELF, ("--adapt-bn", *GOING_ON, *RECOLOURED, *COLLAPSED), needs=("source only, recoloured",), goes_on=True
     ),
 }
 CELLS = {}
 for name, cell in ROWS.items():
     CELLS[name] = cell
     if not name.startswith(UPPER):  # whose batch normalisation is the target's already
-        own = (name,) if cell.script != "eval.py" else cell.needs
-        CELLS[f"{name} + AdaBN"] = Cell("eval.py", ("--adapt-bn",), needs=own)
+        flags, needs = ((), (name,)) if cell.trains else (cell.flags, cell.needs)
+        CELLS[f"{name} + AdaBN"] = Row(EVALUATION, (*flags, "--adapt-bn"), needs)
 FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
 
 
@@ -152,6 +134,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=positive, default=600, metavar="N", help="of every run (600)")
     parser.add_argument("--seeds", type=whole, nargs="+", default=[0, 1, 2], metavar="N", help="(0 1 2)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of training (%(default)s)")
+    parser.add_argument("--split", default="val", metavar="SPLIT", help="choose on val, report test (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=CELLS, metavar="ROW", help="run these rows, print all")
     parser.add_argument("--no-run", action="store_true", help="print the table of what is there")
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
@@ -169,23 +152,45 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     args.cells.mkdir(parents=True, exist_ok=True)
+    rows = on_split(args.split)
+    plan = plan_of(args, CELLS | rows)
     for seed in args.seeds:
-        for name in () if args.no_run else CELLS:
-            if (args.only is None or name in args.only) and not cell_file(args, name, seed).exists():
-                run_cell(args, name, seed)
-    cells = {name: [read_cell(args, name, seed) for seed in args.seeds] for name in CELLS}
+        for name, row in () if args.no_run else zip(CELLS, rows, strict=True):
+            if args.only is None or name in args.only:
+                keep_cell(args, plan, row, seed)
+    cells = {name: [read_cell(args, row, seed) for seed in args.seeds] for name, row in zip(CELLS, rows, strict=True)}
     width, height = args.size
     made = f"{width}x{height}, batch {args.batch_size}, {args.steps} steps in {args.precision}, seeds {args.seeds}"
-    print(f"\n{made}, last checkpoint\n")
+    print(f"\n{made}, last checkpoint, {args.split}\n")
     print(table(cells))
 
 
-def cell_name(name: str, seed: int) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name) + f"-seed{seed}"
+def on_split(split: str) -> dict[str, Row]:
+    """The rows, in their order, on another split than val: evaluations of the same networks."""
+    if split == "val":
+        return CELLS
+    more = ("--split", split)
+    return {
+        f"{name}, {split}": Row(EVALUATION, (*row.flags, *more), row.needs)
+        if not row.trains
+        else Row(EVALUATION, more, (name,))
+        for name, row in CELLS.items()
+    }
+
+
+def plan_of(args: argparse.Namespace, rows: dict[str, Row]) -> Plan:
+    side = "x".join(str(s) for s in args.size)
+    training = [
+        "--cityscapes", str(args.cityscapes), "--size", side, "--cache", str(args.out / ".prepared"),
+        "--weights", "none", "--batch-size", str(args.batch_size), "--precision", args.precision,
+        "--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", "2",
+    ]  # fmt: skip
+    source = ["--gta5", str(args.gta5), "--source-size", side]
+    return Plan(rows, args.out, training, source, ["--workers", str(args.workers), "--device", str(args.device)])
 
 
 def cell_file(args: argparse.Namespace, name: str, seed: int) -> Path:
-    return args.cells / f"{cell_name(name, seed)}.json"
+    return args.cells / f"{slug(name, seed)}.json"
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,47 +198,17 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"size": list(args.size), "batch_size": args.batch_size, "steps": args.steps, "precision": args.precision}
 
 
-def run_cell(args: argparse.Namespace, name: str, seed: int) -> None:
-    """Trains or evaluates one cell and keeps its figures. Raises `UserError` when the script fails."""
-    cell = CELLS[name]
-    side = "x".join(str(s) for s in args.size)
-    machine = ["--workers", str(args.workers), "--device", str(args.device)]
+def keep_cell(args: argparse.Namespace, plan: Plan, name: str, seed: int) -> None:
+    """Trains or evaluates one row where it has no cell yet, and keeps its figures. Raises `UserError` when its script
+    fails."""
+    if cell_file(args, name, seed).exists():
+        return
+    for needed in plan.rows[name].needs:
+        keep_cell(args, plan, needed, seed)
     made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
-    checkpoints = []
-    for needed in cell.needs:
-        if not cell_file(args, needed, seed).exists():
-            run_cell(args, needed, seed)
-        checkpoints.append(str(args.out / cell_name(needed, seed) / "checkpoint_last.pt"))
-        if not Path(checkpoints[-1]).exists():
-            raise UserError(f"{checkpoints[-1]}: missing; the row {name} needs it. Is --out where its run was made?")
-    if cell.script == "eval.py":
-        found = args.out / f".{cell_name(name, seed)}.json"
-        call([cell.script, *checkpoints, *cell.flags, "--json", str(found), "--force", *machine])
-        figures = json.loads(found.read_text())["evaluations"][-1]
-        found.unlink()
-    else:
-        run = args.out / cell_name(name, seed)
-        data = ["--cityscapes", str(args.cityscapes), "--size", side, "--cache", str(args.out / ".prepared")]
-        if cell.script != "train_cityscapes.py":
-            data += ["--gta5", str(args.gta5), "--source-size", side]
-        if checkpoints:
-            data += ["--labeller", *checkpoints, "--max-class-share", "1"]  # collapsed labels have a figure too
-        if cell.goes_on:
-            data += ["--init", *checkpoints]
-        evaluations = ["--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", str(cell.eval_every)]
-        call([cell.script, *data, "--weights", "none", "--batch-size", str(args.batch_size), *evaluations,
-              "--seed", str(seed), "--precision", args.precision, "--run-dir", str(run), "--resume", *cell.flags,
-              *machine])  # fmt: skip
-        figures = json.loads((run / "result.json").read_text())
+    figures = plan.run(name, seed)
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
     write_json(cell_file(args, name, seed), settings(args) | made | kept)
-
-
-def call(arguments: list[str]) -> None:
-    """Runs a script of the project; its output is shown."""
-    print("$ python " + " ".join(arguments), flush=True)
-    if subprocess.run([sys.executable, str(ROOT / arguments[0]), *arguments[1:]]).returncode != 0:
-        raise UserError(f"{arguments[0]} failed; see above. What is done is kept, the same command goes on")
 
 
 def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] | None:

@@ -11,7 +11,17 @@ import numpy as np
 
 from utils.errors import Parser, UserError, run_script
 
-from .domains import SOURCES, TARGETS, add_flags, open_source, open_target, roots, source_of, target_of
+from .domains import (
+    SOURCES,
+    TARGETS,
+    add_flags,
+    from_environment,
+    open_source,
+    open_target,
+    roots,
+    source_of,
+    target_of,
+)
 from .files import picture_size, raw_label, read_image, read_label
 from .labels import IGNORE
 from .segmentation import SegmentationSet, shared_classes
@@ -103,9 +113,11 @@ def _list(sizes: set[tuple[int, int]]) -> str:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    add_flags(data, SOURCES, "root of {title}")
-    add_flags(data, TARGETS, "root of {title}")
-    given = vars(parser.parse_args())
+    add_flags(data, SOURCES, "root of {title} ({variable})")
+    add_flags(data, TARGETS, "root of {title} ({variable})")
+    args = parser.parse_args()
+    from_environment(args, SOURCES, TARGETS)
+    given = vars(args)
     source, target = source_of(given), target_of(given)
     if source is None and target is None:
         raise UserError(f"nothing to check: give {roots(SOURCES)}, {roots(TARGETS)} or both")

@@ -13,6 +13,7 @@ key: --KEY DIR names the root, --KEY-list FILE the pictures, --KEY-encoding and 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,10 @@ def add_flags(
 
 
 def add_roots(group: argparse._ArgumentGroup, table: Mapping[str, Domain], root: str) -> None:
-    """--KEY DIR alone, of every domain in a table."""
+    """--KEY DIR alone, of every domain in a table; {variable} in the help is what `from_environment` reads."""
     for key, domain in table.items():
-        group.add_argument(f"--{key}", type=Path, metavar="DIR", help=root.format(title=domain.title))
+        words = root.format(title=domain.title, variable=f"${key.upper()}")
+        group.add_argument(f"--{key}", type=Path, metavar="DIR", help=words)
 
 
 def roots(table: Mapping[str, Domain]) -> str:
@@ -97,6 +99,15 @@ def arguments(source: bool = True) -> dict[str, Any]:
         found |= {f"{key}_encoding": domain.encodings[0]} if domain.encodings else {}
         found |= {f"{key}_mapping": None} if domain.mapping else {}
     return found
+
+
+def from_environment(args: argparse.Namespace, *tables: Mapping[str, Domain]) -> None:
+    """Roots that no flag names: $GTA5, $CITYSCAPES, and so for every domain; the first of a table that is set."""
+    for table in tables:
+        named = any(getattr(args, key) is not None for key in table)
+        key = None if named else next((key for key in table if os.environ.get(key.upper())), None)
+        if key is not None:
+            setattr(args, key, Path(os.environ[key.upper()]))
 
 
 # From what a run was given to its sets. `given`: the arguments as `vars(args)` or config.json has them.

@@ -7,8 +7,9 @@ import torch
 from conftest import one_line_error
 
 from benchmarks import loading
-from benchmarks.adaptation import CELLS, cell_name
+from benchmarks.adaptation import CELLS
 from benchmarks.evaluation import example, ours, plain
+from reporting.plan import slug
 
 
 def rows(out):
@@ -80,7 +81,7 @@ SMALL = ("--size", "48x32", "--batch-size", 2, "--steps", 1, "--device", "cpu", 
 def write_cells(folder, row, mious, steps=1):
     for seed, miou in enumerate(mious):
         cell = {"size": [48, 32], "batch_size": 2, "steps": steps, "precision": "fp32", "accuracy": 0.5, "oracle": 0.6}
-        (folder / f"{cell_name(row, seed)}.json").write_text(json.dumps(cell | {"miou": miou}))
+        (folder / f"{slug(row, seed)}.json").write_text(json.dumps(cell | {"miou": miou}))
 
 
 def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
@@ -110,11 +111,16 @@ def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
     cell = json.loads((tmp_path / "cells" / "source-only-seed3.json").read_text())
     trained = json.loads((tmp_path / "runs" / "source-only-seed3" / "result.json").read_text())
     assert (cell["miou"], cell["step"], cell["row"], cell["seed"]) == (trained["miou"], 1, "source only", 3)
-    found = {row[0]: row[1:] for row in rows(first.out)}
+    found = {row[0]: row[1:] for row in rows(first.out.rpartition("last checkpoint")[2])}
     assert {name for name, row in found.items() if row[0] == "1"} == {"source only", "source only + AdaBN"}
     again = script(*command)
     assert "$" not in again.out
-    assert rows(again.out) == rows(first.out)
+    assert rows(again.out) == rows(first.out.rpartition("last checkpoint")[2])
+    other = script(*command, "--split", "train")  # the same networks
+    assert [line.split()[2] for line in other.out.splitlines() if line.startswith("$")] == ["eval.py"]
+    assert "--split train" in other.out
+    assert "1 steps in fp32, seeds [3], last checkpoint, train" in other.out
+    assert (tmp_path / "cells" / "source-only---AdaBN--train-seed3.json").exists()
 
 
 @pytest.mark.slow
@@ -124,11 +130,12 @@ def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp
                   "--out", tmp_path, "--only", row)  # fmt: skip
     assert done.status == 0, done.err
     started, going_on = [line for line in done.out.splitlines() if line.startswith("$")]
-    network = str(tmp_path / cell_name("source only, recoloured", 3) / "checkpoint_last.pt")
+    network = str(tmp_path / slug("source only, recoloured", 3) / "checkpoint_last.pt")
     assert "--recolour 0.7" in started
     assert "--init" not in started
-    assert f"--labeller {network} --max-class-share 1 --init {network} " in going_on
-    settings = json.loads((tmp_path / cell_name(row, 3) / "config.json").read_text())["arguments"]
+    assert f"--labeller {network} --init {network} " in going_on
+    assert "--max-class-share 1" in going_on
+    settings = json.loads((tmp_path / slug(row, 3) / "config.json").read_text())["arguments"]
     assert {key: settings[key] for key in ("adapt_bn", "bn_statistics", "lr", "recolour", "rule")} == {
         "adapt_bn": True, "bn_statistics": "target", "lr": 0.01, "recolour": 0.7, "rule": "bdl"
     }  # fmt: skip

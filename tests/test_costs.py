@@ -13,10 +13,10 @@ def in_process(monkeypatch):
     """The scripts of many cells, here: a process of its own takes longer to start than they run. Those that
     tests/test_benchmarks.py asks for are started as a user's are."""
 
-    def call(arguments):
+    def call(arguments, hear=None):
         run_once(arguments[0].removesuffix(".py"), *arguments[1:])
 
-    monkeypatch.setattr("benchmarks.adaptation.call", call)
+    monkeypatch.setattr("reporting.plan.call", call)
 
 
 def test_measure_flops_counts_and_times(script, tmp_path):

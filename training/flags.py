@@ -15,7 +15,17 @@ import torch
 import models
 from adaptation.losses import LOSSES
 from datasets import street_scenes
-from datasets.domains import SOURCES, TARGETS, add_flags, add_roots, roots, sizes, source_of, target_of
+from datasets.domains import (
+    SOURCES,
+    TARGETS,
+    add_flags,
+    add_roots,
+    from_environment,
+    roots,
+    sizes,
+    source_of,
+    target_of,
+)
 from utils import distributed
 from utils.errors import Parser, UserError
 from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, whole
@@ -87,10 +97,10 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     shown = (*(f"--{key}" for key in SOURCES | TARGETS), *FIRST, first)
     parser = Parser(first=shown, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    add_flags(data, TARGETS, "root of {title}, the target", "train on the pictures named here only")
+    add_flags(data, TARGETS, "root of {title}, the target ({variable})", "train on the pictures named here only")
     data.add_argument("--size", type=size, metavar="WxH", help=f"target working size ({sizes(TARGETS)})")
     if source:
-        add_flags(data, SOURCES, "root of {title}, the source", "use the frames named here only")
+        add_flags(data, SOURCES, "root of {title}, the source ({variable})", "use the frames named here only")
     else:
         add_roots(data, SOURCES, argparse.SUPPRESS)
     source_size = f"source working size ({sizes(SOURCES)})" if source else argparse.SUPPRESS
@@ -193,7 +203,7 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     run = parser.add_argument_group("run")
     run.add_argument(
         "--run-dir", type=Path, metavar="DIR",
-        help="where the run is kept (runs/SCRIPT-NETWORK-seedN-TIME)",
+        help="where the run is kept (runs/METHOD-seedN)",
     )  # fmt: skip
     run.add_argument(
         "--cache", type=Path, metavar="DIR",
@@ -241,6 +251,8 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
     reads_source = "source_holdout" in known
+    if not chosen.demo:
+        from_environment(chosen, TARGETS, *([SOURCES] if reads_source else []))
     source, target = source_of(vars(chosen)), target_of(vars(chosen))
     network = models.SEGMENTERS[chosen.model]
     if chosen.settings not in network.settings:
@@ -254,6 +266,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         raise UserError(f"--demo has street scenes of its own; leave out {' and '.join(named)}, or --demo")
     if chosen.demo:
         implied |= DEMO | ({} if network.demo_lr is None else {"lr": network.demo_lr})
+    implied |= {key: getattr(chosen, key) for key in (source, target) if key is not None}
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem

@@ -1,0 +1,227 @@
+"""Every row of the report's tables on real data: one command, and the report at its end.
+
+    python tables.py --gta5 DIR --cityscapes DIR                      the assignment's Tables 1, 2 and 3
+    python tables.py --gta5 DIR --cityscapes DIR --rows all --seeds 0 1 2
+    python tables.py --gta5 DIR --cityscapes DIR --plan               what it would run, and what that needs
+    python tables.py --gta5 DIR --cityscapes DIR -- --batch-size 4    flags after -- go to every training script
+
+Each row is run by its experiment's script, once. Stop it whenever you like: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets.domains import (
+    SOURCES,
+    TARGETS,
+    add_roots,
+    from_environment,
+    open_source,
+    open_target,
+    roots,
+    source_of,
+    target_of,
+)
+from models import SEGMENTERS
+from reporting.plan import ADVERSARIAL, COSTS, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
+from training.progress import Progress
+from utils.errors import Parser, UserError, run_script
+from utils.files import read_json, write_json
+from utils.flags import add_machine_flags, positive, size, whole
+from utils.tables import counted, duration, markdown
+
+ASSIGNMENT = {
+    "upper bound": Row(TARGET_ONLY),
+    "upper bound, ResNet-101": Row(TARGET_ONLY, ("--backbone", "resnet101"), cost=3.6),
+    "adversarial": Row(ADVERSARIAL),
+    "adversarial, depthwise": Row(ADVERSARIAL, ("--discriminator", "depthwise")),
+}
+STUDENT = ("--settings", "report")
+AUGMENTED = ("--flip", "0.15")
+REPORT = {
+    "report, DeepLabV2": Row(TARGET_ONLY, ("--model", "deeplabv2"), cost=14.6),
+    "report, upper bound": Row(TARGET_ONLY, STUDENT),
+    "report, source only": Row(SOURCE_ONLY, STUDENT),
+    "report, source only, jitter": Row(SOURCE_ONLY, (*STUDENT, *AUGMENTED, "--jitter")),
+    "report, source only, blur": Row(SOURCE_ONLY, (*STUDENT, *AUGMENTED, "--blur")),
+    "report, source only, jitter and blur": Row(SOURCE_ONLY, (*STUDENT, *AUGMENTED, "--jitter", "--blur")),
+    "report, adversarial": Row(ADVERSARIAL, (*STUDENT, *AUGMENTED, "--jitter", "--blur")),
+}
+BANDS = {f"FDA, beta {beta}": Row(FDA, ("--beta", beta)) for beta in ("0.01", "0.05", "0.09")}
+METHODS = {
+    "source only": Row(SOURCE_ONLY),
+    "source only, AdaBN": Row(EVALUATION, ("--adapt-bn", "--no-mean"), needs=("source only",)),
+    "AdvEnt": Row(ADVERSARIAL, ("--input", "entropy")),
+    "MinEnt": Row(ADVERSARIAL, ("--discriminator", "none", "--min-entropy")),
+    "adversarial, multi-level": Row(ADVERSARIAL, ("--level", "multi")),
+    **BANDS,
+    "FDA, mean of three": Row(EVALUATION, ("--mean",), needs=tuple(BANDS)),
+    "LAB": Row(FDA, ("--translation", "lab")),
+    "pseudo-labels": Row(SELF, needs=("source only",)),
+    "FDA, self-training": Row(SELF, ("--percentile", "66", "--beta", "0.01"), needs=tuple(BANDS)),
+    "DACS": Row(DACS),
+    "DACS, recipe best": Row(DACS, ("--recipe", "best")),
+}
+ROWS = {"assignment": ASSIGNMENT, "report": REPORT, "all": ASSIGNMENT | METHODS | REPORT}
+
+BYTES = 4 + 2 * 8
+"""That a run keeps for each parameter: the best checkpoint, and the last two with the optimizer."""
+PARAMETERS = {"resnet101": 49e6, "deeplabv2": 44e6}
+"""Where a row's network is not BiSeNet-18."""
+
+
+def parse_args() -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and those that go to every training script."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_roots(parser.add_argument_group("data"), SOURCES | TARGETS, "root of {title} ({variable})")
+    what = parser.add_argument_group("rows")
+    what.add_argument(
+        "--rows", choices=ROWS, default="assignment",
+        help="of the assignment's Tables 1 to 3, of the student report's tables, or all methods (%(default)s)",
+    )  # fmt: skip
+    what.add_argument("--seeds", type=whole, nargs="+", default=[0], metavar="N", help="of every row (0)")
+    what.add_argument("--plan", action="store_true", help="say what would be run, and run nothing")
+    what.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR", help="(%(default)s)")
+    add_machine_flags(parser.add_argument_group("machine"))
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args = parser.parse_args(sys.argv[1:place])
+    from_environment(args, SOURCES, TARGETS)
+    return args, sys.argv[place + 1 :]
+
+
+def main() -> None:
+    args, more = parse_args()
+    for found, table in ((source_of(vars(args)), SOURCES), (target_of(vars(args)), TARGETS)):
+        if found is None:
+            raise UserError(f"{roots(table)} is missing: name the root of the data set")
+    target = ["--" + target_of(vars(args)), str(vars(args)[target_of(vars(args))])]
+    source = ["--" + source_of(vars(args)), str(vars(args)[source_of(vars(args))])]
+    machine = ["--workers", str(args.workers), "--device", str(args.device)]
+    plan = Plan(ROWS[args.rows], args.out, [*target, *more], source, machine)
+    keep_apart(args.out, {"data": [*target, *source], "flags": more})
+    todo = [(name, seed) for seed in args.seeds for name in plan.rows]
+    steps = Steps(args, more)
+    show(plan, todo, steps)
+    if args.plan:
+        return
+    timing = Timing(plan, todo, steps)
+    for name, seed in todo:
+        plan.run(name, seed, timing.of(name))
+    costs = args.out / "costs.json"
+    if not costs.exists():
+        call(["measure_flops.py", "--json", str(costs), "--device", str(args.device)])
+    made = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
+            ((name, seed, plan.directory(name, seed)) for name, seed in todo)]  # fmt: skip
+    call(["report.py", *map(str, made), str(costs), "--out", str(args.out / "report"), "--device", str(args.device)])
+
+
+def keep_apart(out: Path, made: dict[str, list[str]]) -> None:
+    """Raises `UserError` where `out` holds rows of other data or flags: they would not belong in one table."""
+    record = out / "tables.json"
+    if not record.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(record, made)
+    elif (before := read_json(record)) != made:
+        words = " ".join(str(word) for words in before.values() for word in words)
+        raise UserError(f"{out} has rows made with {words}; give the same data and flags, or name another --out")
+
+
+class Steps:
+    """How long rows are: what of the flags, and of the data, decides it."""
+
+    def __init__(self, args: argparse.Namespace, more: list[str]) -> None:
+        self._more, self._given = more, vars(args)
+        self._pictures: dict[str, int] = {}
+
+    def of(self, row: Row) -> int:
+        """The steps of its run, 0 for an evaluation."""
+        if not row.trains:
+            return 0
+        flags = self.flags(row)
+        pictures = self.pictures("target" if row.script == TARGET_ONLY else "source", flags)
+        return Progress.planned(pictures, flags.batch_size, flags.epochs, flags.max_steps).total_steps
+
+    def flags(self, row: Row) -> argparse.Namespace:
+        """Of all flags those that this reads, with the script's defaults."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for flag in ("--epochs", "--max-steps", "--limit", "--batch-size"):
+            parser.add_argument(flag, type=positive)
+        parser.add_argument("--size", type=size, default=TARGETS[target_of(self._given)].size)
+        parser.add_argument("--source-size", type=size, default=SOURCES[source_of(self._given)].size)
+        parser.add_argument("--model", default="bisenet")
+        parser.add_argument("--settings", default="paper")
+        found, _ = parser.parse_known_args([*self._more, *row.flags])
+        if found.model in SEGMENTERS and found.settings in SEGMENTERS[found.model].settings:
+            found.batch_size = found.batch_size or SEGMENTERS[found.model].settings[found.settings].batch_size
+        return found
+
+    def pictures(self, role: str, flags: argparse.Namespace) -> int:
+        """Of the training set. Raises `UserError` where it cannot be read."""
+        if role not in self._pictures:
+            given = self._given | vars(flags)
+            found = open_source(given) if role == "source" else open_target(given, "train")
+            self._pictures[role] = len(found)
+        return self._pictures[role]
+
+    def prepared_gigabytes(self, flags: argparse.Namespace) -> float:
+        """Of the prepared pictures and labels of both training sets."""
+        sizes = {"source": flags.source_size, "target": flags.size}
+        return sum(self.pictures(role, flags) * 4 * w * h / 1e9 for role, (w, h) in sizes.items())
+
+
+def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:
+    """The plan: every row, how far it is, how long it is; and the disk that all of it needs."""
+    rows, kept = [], 0.0
+    for name, seed in todo:
+        row, begun = plan.rows[name], plan.directory(name, seed).exists()
+        state = "done" if plan.done(name, seed) else "begun" if begun else "to do"
+        words = " ".join([row.script, *row.flags])
+        rows.append([name, str(seed), words, counted(steps.of(row), "step") if row.trains else "-", state])
+        if row.trains and state == "to do":
+            kept += BYTES * next((n for word, n in PARAMETERS.items() if word in row.flags), 12.1e6) / 1e9
+    print(markdown(("row", "seed", "script", "length", "state"), rows))
+    prepared = steps.prepared_gigabytes(steps.flags(Row(SOURCE_ONLY)))
+    free = shutil.disk_usage(plan.out).free / 1e9
+    print(
+        f"\nDisk: {kept:.1f} GB of checkpoints in {plan.out} ({free:.0f} GB free there), and at most {prepared:.1f} GB "
+        "of prepared pictures beside the data. An estimate of the time follows after a hundred steps.",
+        flush=True,
+    )
+
+
+class Timing:
+    """Listens to the scripts: after a hundred steps of one it says how long all rows will take."""
+
+    LINE = re.compile(r"step (\d+)/\d+, epoch .* ([\d.e+-]+) s/step")
+
+    def __init__(self, plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:
+        self._plan, self._todo, self._steps, self._said = plan, todo, steps, False
+
+    def of(self, name: str) -> Callable[[str], None]:
+        """What hears the lines of a row's script."""
+
+        def hear(line: str) -> None:
+            found = self.LINE.match(line)
+            if found and not self._said and int(found[1]) >= 100:
+                self._said = True
+                unit = float(found[2]) / relative(self._plan.rows[name])
+                left = [self._plan.rows[n] for n, seed in self._todo if not self._plan.done(n, seed)]
+                seconds = unit * sum(self._steps.of(row) * relative(row) for row in left)
+                print(f"Estimate: {duration(seconds)} for all rows that are not done, evaluations left out", flush=True)
+
+        return hear
+
+
+def relative(row: Row) -> float:
+    """What a step takes, in steps of source only with BiSeNet-18."""
+    return row.cost * COSTS[row.script]
+
+
+if __name__ == "__main__":
+    run_script(main)

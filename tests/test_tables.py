@@ -1,0 +1,170 @@
+"""tables.py: every row once, whatever happens on the way, and the report at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SOURCE, one_line_error, write_cityscapes, write_gta5
+
+import reporting.plan
+import tables
+from reporting.plan import Plan, Row
+from tables import ROWS, Timing
+from utils import bar
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ("--model", "tiny", "--size", "48x32", *SOURCE, "--weights", "none", "--batch-size", "2", "--lr", "0.01")
+SMALL = {
+    "upper bound": Row("train_cityscapes.py"),
+    "adversarial": Row("train_adversarial.py"),
+    "source only": Row("train_gta5.py"),
+    "source only, AdaBN": Row("eval.py", ("--adapt-bn",), needs=("source only",)),
+}
+
+
+def scripts_run(out: str) -> list[str]:
+    return [line.split()[2] for line in out.splitlines() if line.startswith("$")]
+
+
+@pytest.mark.slow
+def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "ROWS", {"assignment": SMALL})
+    monkeypatch.setattr(reporting.plan, "PYTHON", [sys.executable, str(ROOT / "tests/scripts.py")])
+    machine = ("--out", tmp_path / "out", "--workers", 0, "--device", "cpu")
+    monkeypatch.setenv("GTA5", str(game))
+    monkeypatch.setenv("CITYSCAPES", str(city))
+    command = ("tables", *machine, "--seeds", 0, 1)
+    more = ("--", *FLAGS, "--epochs", 1)
+    planned = script(*command, "--plan", *more)
+    assert planned.status == 0, planned.err
+    assert [line.split("|")[1].strip() for line in planned.out.splitlines() if "to do" in line] == list(SMALL) * 2
+    assert re.search(r"adversarial +\| 0 +\| train_adversarial.py +\| 3 steps", planned.out)
+    assert "GB of checkpoints" in planned.out
+    assert scripts_run(planned.out) == []
+
+    write_costs(tmp_path / "out")
+    first = script(*command, *more)
+    assert first.status == 0, first.err
+    trained = ["train_cityscapes.py", "train_adversarial.py", "train_gta5.py", "eval.py"]
+    assert scripts_run(first.out) == [*trained, *trained, "report.py"]
+    report = (tmp_path / "out/report/report.md").read_text()
+    assert "source only + AdaBN" in report
+    assert json.loads((tmp_path / "out/upper-bound-seed1/result.json").read_text())["seed"] == 1
+
+    again = script(*command, *more)
+    assert again.status == 0, again.err
+    assert scripts_run(again.out) == ["report.py"]
+    assert [line.split("|")[-2].strip() for line in again.out.splitlines() if line.startswith("| source only")][:2] == [
+        "done"
+    ] * 2
+    other = script(*command, "--", *FLAGS, "--epochs", 2)
+    assert "give the same data and flags, or name another --out" in one_line_error(other)
+
+
+def write_costs(out: Path) -> None:
+    """As measure_flops.py would, which takes minutes on a CPU."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "costs.json").write_text(json.dumps({"size": [64, 32], "networks": {}}))
+
+
+WRAPPER = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import tiny, tables, reporting.plan
+from reporting.plan import Row
+tables.ROWS = {{"assignment": {{"upper bound": Row("train_cityscapes.py"), "source only": Row("train_gta5.py")}}}}
+reporting.plan.PYTHON.append({tests!r} + "/scripts.py")
+tables.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a killed parent's script goes on elsewhere")
+def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path) -> None:
+    """Killed as a scheduler does (SIGTERM to this process alone), and outright."""
+    city, game = write_cityscapes(tmp_path / "city"), write_gta5(tmp_path / "game")
+    wrapper = tmp_path / "tables.py"
+    wrapper.write_text(WRAPPER.format(tests=str(ROOT / "tests"), root=str(ROOT)))
+
+    def start(out: str) -> subprocess.Popen:
+        write_costs(tmp_path / out)
+        data = ("--gta5", str(game), "--cityscapes", str(city), "--out", out, "--workers", "0", "--device", "cpu")
+        command = [sys.executable, str(wrapper), *data, "--", *FLAGS, "--epochs", "40", "--eval-every", "40"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+
+    straight, _ = start("straight").communicate(timeout=200)
+    assert "Open straight/report/report.html" in straight, straight[-3000:]
+    said = []
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        run = start("broken")
+        for line in run.stdout:
+            said.append(line)
+            if line.startswith("run broken/"):  # a row begins to train
+                time.sleep(0.3)
+                break
+        run.send_signal(kind)
+        said += run.communicate(timeout=60)[0].splitlines(keepends=True)
+        assert run.returncode == (143 if kind == signal.SIGTERM else -kind)
+        wait_for_lock(tmp_path / "broken")
+    rest, _ = start("broken").communicate(timeout=200)
+    assert "Open broken/report/report.html" in rest, rest[-3000:]
+    for name in ("upper-bound-seed0", "source-only-seed0"):
+        a, b = (json.loads((tmp_path / out / name / "result.json").read_text()) for out in ("straight", "broken"))
+        assert a["miou"] == b["miou"]
+    finished = [line for line in "".join([*said, rest]).splitlines() if line.startswith("| last (step")]
+    assert len(finished) == 2  # each trained to its end once
+
+
+def wait_for_lock(out: Path) -> None:
+    """The script of a killed process saves its checkpoint yet."""
+    for _ in range(100):
+        alive = subprocess.run(["pgrep", "-f", f"{out.name}/.*--resume"], capture_output=True).returncode == 0
+        if not alive:
+            return
+        time.sleep(0.1)
+    pytest.fail("the script goes on without its parent")
+
+
+def test_the_whole_time_is_estimated_after_a_hundred_steps(capsys) -> None:
+    class Fixed:
+        def of(self, row: Row) -> int:
+            return 0 if not row.trains else 1000
+
+    plan = Plan(SMALL, Path("nowhere"), [], [], [])
+    timing = Timing(plan, [(name, 0) for name in SMALL], Fixed())
+    hear = timing.of("adversarial")  # a step of it is 2.7 of source only
+    hear("step 90/1000, epoch 1/2: loss 1.0; 9.9 s/step, 3.0 images/s, waiting 0 %, 9 min left\n")
+    assert capsys.readouterr().out == ""
+    hear("step 120/1000, epoch 1/2: loss 1.0; 2.7 s/step, 3.0 images/s, waiting 0 %, 9 min left\n")
+    assert capsys.readouterr().out == "Estimate: 78 min for all rows that are not done, evaluations left out\n"
+    hear("step 220/1000, epoch 1/2: loss 1.0; 2.7 s/step, 3.0 images/s, waiting 0 %, 9 min left\n")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_line_that_is_listened_to_is_the_one_that_runs_print(script, city, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bar, "EVERY", 0.0)
+    done = script("train_cityscapes", "--cityscapes", city, *FLAGS, "--workers", 0, "--device", "cpu",
+                  "--epochs", 1, "--run-dir", tmp_path / "run")  # fmt: skip
+    assert any(Timing.LINE.match(line) for line in done.out.splitlines())
+
+
+def test_every_command_of_the_recipes_is_a_row() -> None:
+    """What docs/recipes.md tells to type by hand is what tables.py runs."""
+    text = (ROOT / "docs/recipes.md").read_text()
+    told = {command.split()[0] for command in re.findall(r"`python (train_\w+\.py[^`]*)`", text)}
+    assert told == {row.script for row in ROWS["all"].values() if row.trains}
+
+
+def test_a_missing_root_is_one_line(script, city, monkeypatch) -> None:
+    for name in ("GTA5", "CITYSCAPES"):
+        monkeypatch.delenv(name, raising=False)
+    assert "--gta5 DIR is missing" in one_line_error(script("tables", "--cityscapes", city))
+    assert os.environ.get("GTA5") is None
