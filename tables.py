@@ -10,6 +10,10 @@ Each row is run by its experiment's script, once. Stop it whenever you like: the
 
 from __future__ import annotations
 
+from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+
+# isort: split
+
 import argparse
 import re
 import shutil
@@ -31,7 +35,6 @@ from datasets.domains import (
 from models import SEGMENTERS
 from reporting.plan import ADVERSARIAL, COSTS, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
 from training.progress import Progress
-from utils.errors import Parser, UserError, run_script
 from utils.files import read_json, write_json
 from utils.flags import add_machine_flags, positive, size, whole
 from utils.tables import counted, duration, markdown

@@ -23,7 +23,7 @@ from datasets.files import read_image, read_label
 from datasets.labels import CITYSCAPES, CITYSCAPES_LABELS, CITYSCAPES_PALETTE, IGNORE, load_mapping
 from report import read_costs
 from reporting.comparison import comparison
-from reporting.figures import curves
+from reporting.figures import charts
 from reporting.manifest import OwnFolder
 from reporting.results import experiments, read_run
 from reporting.tables import assignment_tables
@@ -313,7 +313,7 @@ def test_hostile_values_in_a_run_are_shown_or_refused(run_of_somebody):
         found = experiments([read_run(run)])
         for table in (*assignment_tables(found, {}), comparison(found)):
             assert all((table.html(), table.latex(), table.markdown(), table.csv()))
-        assert all(name and "/" not in name for name, _, _ in curves(found))
+        assert all(name and "/" not in name for name, _, _ in charts(found))
 
     run, config = run_of_somebody, json.loads((run_of_somebody / "config.json").read_text())
     assert 150 < survive_runs(run, ["config.json", "result.json", "metrics.jsonl"], 500, show) < 450
@@ -363,7 +363,8 @@ def test_hostile_manifests_and_costs_are_read_or_refused(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"out", "victim"}
     assert min(written, refused) > 50
     counts = dict.fromkeys(("parameters_training", "parameters_inference", "fvcore", "conv_flops"), 1.0)
-    timing = {"timing": {"eager": {"latency_median_ms": 2.0}}, "device": "d", "torch": "2", "batch_size": 1}
+    times = {"latency_median_ms": 2.0, "latency_p95_ms": 2.0}
+    timing = {"timing": {"eager": times}, "device": "d", "torch": "2", "batch_size": 1}
     whole = json.dumps({"size": [64, 32], "networks": {"bisenet resnet18": counts | timing}} | timing)
     read = 0
     for path in places_in(json.loads(whole)):
