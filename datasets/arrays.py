@@ -42,26 +42,33 @@ class Array:
         record = read_json(home / RECORD, MAX_JSON + 1000 * len(self))
         if not isinstance(record, dict) or not made_from.items() <= record.items():
             raise ValueError(f"{RECORD} is another set's, or torn")
-        self._checksums, bad, size = (record.get(key) for key in ("checksums", "bad", "bytes"))
+        self._checksums, bad, self._bytes = (record.get(key) for key in ("checksums", "bad", "bytes"))
         if not isinstance(self._checksums, list) or len(self._checksums) != len(self) or not isinstance(bad, dict):
             raise ValueError(f"{RECORD} does not vouch for every row")
         self.bad = {int(index): str(said) for index, said in bad.items()}
         if not self.bad.keys() <= set(range(len(self))):
             raise ValueError(f"{RECORD} names rows that are not there")
-        if (home / CONTENT).stat().st_size != size:
-            raise ValueError(f"{CONTENT} has another length than it was written with")
         self._good: mmap.mmap | None = None
         self._open()
 
     def _open(self) -> None:
         """Once a run: processes that are forked share the map, and what each has found to be good."""
         self._good = self._good or mmap.mmap(-1, len(self) + 1)  # a byte a row; the last: whether damage was reported
-        start = (self.home / CONTENT).stat().st_size - int(np.prod(self.shape))
-        # Mode c is copy-on-write: torch asks for arrays that can be written to, and the file never is.
-        self._rows = np.memmap(self.home / CONTENT, np.uint8, "c", start, self.shape)
+        with open(self.home / CONTENT, "rb") as file:
+            # Copy-on-write: torch asks for arrays that can be written to, and the file never is.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._require_whole()
+        start = self._bytes - int(np.prod(self.shape))
+        self._rows = np.frombuffer(self._map, np.uint8, offset=start).reshape(self.shape)
+
+    def _require_whole(self) -> None:
+        """The system ends a process that reads a map beyond its file's end."""
+        if self._map.size() != self._bytes:
+            raise ValueError(f"{CONTENT} has another length than it was written with")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rows": None, "_good": None}  # a memory map would be copied to another process whole
+        mapped = dict.fromkeys(("_map", "_rows", "_good"))
+        return self.__dict__ | mapped  # a memory map would be copied to another process whole
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -82,6 +89,7 @@ class Array:
     def _row(self, index: int) -> Tensor:
         if self._rows is None:
             self._open()
+        self._require_whole()
         row = self._rows[index]
         if not self._good[index]:
             if zlib.crc32(row) != self._checksums[index]:

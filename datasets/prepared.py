@@ -89,7 +89,7 @@ def _array(
                 if all(isinstance(reading.dataset.read(index), UserError) for index in array.bad):
                     return array
                 problem = "what could not be read can be read now"
-            except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
                 problem = getattr(error, "strerror", None) or error
             if home.exists():
                 print(f"{data.name}: {home} is of no use ({problem}); it is made anew", flush=True)

@@ -233,6 +233,17 @@ def test_an_array_that_is_taken_away_while_in_use_changes_nothing(city, place, c
     assert capsys.readouterr().out.count("is damaged (No such file") == 2  # the copy's images and labels
 
 
+def test_an_array_that_is_cut_short_while_in_use_changes_nothing(city, place, capsys):
+    """Reading on in its map would end the process by SIGBUS."""
+    data = cityscapes(city, "train", SIZE)
+    ready = prepared(data, [place], 0)
+    for home in place.iterdir():
+        os.truncate(home / "array.npy", 0)
+    pairs = [ready.training_pair(index) for index in range(len(data))]
+    assert same([list(pair) for pair in pairs], [list(data.training_pair(index)) for index in range(len(data))])
+    assert capsys.readouterr().out.count("another length") == 2
+
+
 def test_what_a_killed_process_of_this_number_left_is_removed(city, place, capsys):
     data = cityscapes(city, "train", SIZE, labelled=False)
     home = prepared(data, [place], 0).images.home
