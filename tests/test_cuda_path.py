@@ -154,8 +154,8 @@ def test_a_run_goes_on_on_another_device(
 def test_evaluation_runs_on_a_gpu(precision: str, place: SimpleNamespace, tmp_path: Path) -> None:
     with cuda() as record:
         run_once(
-            "eval", place.checkpoint, place.checkpoint, "--adapt-bn", "--precision", precision, "--workers", 0,
-            "--save-predictions", tmp_path / "seen", "--save-ids", tmp_path / "ids",
+            "eval", place.checkpoint, place.checkpoint, "--mean", "--adapt-bn", "--precision", precision,
+            "--workers", 0, "--save-predictions", tmp_path / "seen", "--save-ids", tmp_path / "ids",
             "--save-side-by-side", tmp_path / "both", "--json", tmp_path / "out.json", "--device", DEVICE,
         )  # fmt: skip
     assert record.convolutions == {torch.float32, PRECISIONS[precision]}  # AdaBN's are in float32
