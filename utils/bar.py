@@ -31,17 +31,19 @@ def bar(total: int, title: str, unit: str, form: str | None = None) -> tqdm:
 
 
 class Lines:
-    """Whether it is time for a line: every `EVERY` seconds, where standard output is no terminal."""
+    """Whether it is time for a line: `EVERY` seconds after the last of any, where standard output is no terminal."""
+
+    _last = time.monotonic()  # of the process: an epoch, its evaluation and the next epoch follow one another
 
     def __init__(self) -> None:
         out = sys.stdout  # None where what is printed goes nowhere
-        self._wanted, self._last = out is not None and not out.isatty(), time.monotonic()
+        self._wanted = out is not None and not out.isatty()
 
     def due(self) -> bool:
         now = time.monotonic()
-        if not self._wanted or now - self._last < EVERY:
+        if not self._wanted or now - Lines._last < EVERY:
             return False
-        self._last = now
+        Lines._last = now
         return True
 
 
