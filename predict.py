@@ -36,6 +36,7 @@ from datasets.pictures import legend, overlay, stacked
 from models.gradcam import grad_cam, layer_named
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.prediction import Maps, maps, network_input
+from utils.files import write_atomically
 from utils.flags import default_device, device
 
 LEGEND_WIDTH = 240
@@ -133,6 +134,7 @@ def find_pictures(named: list[str]) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for text in named:
         path = Path(text)
+        is_there(path)
         if path.is_dir():
             below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
             here = {file: file.relative_to(path) for file in below}
@@ -154,6 +156,8 @@ def plan(pictures: dict[Path, Path], args: argparse.Namespace, explained: str | 
     kinds |= {"confidence": "_confidence"} if args.confidence else {}
     kinds |= {"entropy": "_entropy"} if args.entropy else {}
     kinds |= {} if explained is None else {"cam": f"_cam-{explained.replace(' ', '-')}"}
+    if is_there(args.out) and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; name a folder")
     planned, owners = {}, {}
     inputs = {path.resolve() for path in pictures}
     for path, below in pictures.items():
@@ -164,10 +168,21 @@ def plan(pictures: dict[Path, Path], args: argparse.Namespace, explained: str | 
         for output in outputs.values():
             if output.resolve() in inputs:
                 raise UserError(f"{output} is one of the pictures to be read; name another --out")
-            if output.exists() and not args.force:
+            if is_there(output) and not args.force:
                 raise UserError(f"{output} exists; --force replaces it, or name another --out")
         planned[path] = outputs
     return planned
+
+
+def is_there(path: Path) -> bool:
+    """Raises `UserError` for a name that no file can have."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path}: cannot be used ({error.strerror})") from None
+    return True
 
 
 def explanation(
@@ -221,14 +236,11 @@ def heated(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def save(path: Path, pixels: np.ndarray) -> None:
     """uint8 [H, W] or [H, W, 3] -> a PNG, there whole or not at all. Raises `UserError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(temporary, format="PNG")
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror})") from None
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 100_000_000
 """The largest picture that is decoded (Cityscapes: 2.1 million); a header that claims more is refused unread."""
 
+MAX_SIDE = 65_535
+"""A JPEG's. What is drawn beside a longer PNG of a few pixels' width would take gigabytes."""
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_open` refuses what is too large
 
 MAX_UNKNOWN_SHARE = 0.5
@@ -31,10 +34,10 @@ def _open(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise UserError(
-                    f"{path}: claims {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}; "
-                    "the file is damaged or no street picture"
+                    f"{path}: claims {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,} or of "
+                    f"{MAX_SIDE:,} a side; the file is damaged or no street picture"
                 )
             image.load()
             return image

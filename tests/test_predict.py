@@ -124,6 +124,35 @@ def test_odd_pictures_are_predicted_or_refused_by_name(predicted, tmp_path):
         assert why in line
 
 
+def test_a_wrong_place_and_a_name_that_is_too_long_are_one_line(predicted, script, checkpoint, tmp_path):
+    """Before anything is predicted."""
+    source = tmp_path / "in.png"
+    Image.fromarray(picture(1, (40, 24))).save(source)
+    (tmp_path / "out").write_text("mine")
+    assert "out is a file; name a folder" in one_line_error(predicted(source))
+    flags = ("--device", "cpu")
+    message = one_line_error(script("predict", checkpoint, source, "--out", tmp_path / "out/below", *flags))
+    assert "cannot be made (Not a directory)" in message
+    (tmp_path / "out").unlink()
+    assert "File name too long" in one_line_error(predicted("x" * 300))
+    assert "File name too long" in one_line_error(script("predict", checkpoint, source, "--out", "x" * 300, *flags))
+    long = source.rename(tmp_path / f"{'ä' * 120}.png")
+    assert "File name too long" in one_line_error(predicted(long))  # with what is added to it
+    fits = long.rename(tmp_path / f"{'a' * 235}.png")
+    assert predicted(fits).status == 0
+    assert (tmp_path / f"out/{'a' * 235}_labelTrainIds.png").exists()
+
+
+def test_a_picture_of_a_street_has_no_side_of_a_million_pixels(predicted, tmp_path):
+    """What stands beside it would be as long, and much wider."""
+    Image.new("RGB", (1, 70_000)).save(tmp_path / "thin.png")
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "thinner.png")
+    done = predicted(tmp_path / "thin.png", tmp_path / "thinner.png")
+    assert done.status == 2
+    assert "claims 1 x 70000 pixels, over the limit of 100,000,000 or of 65,535 a side" in done.out + done.err
+    assert "1 of 2 pictures predicted" in done.out
+
+
 def test_maps_in_bands_are_the_maps_in_one(monkeypatch):
     logits = torch.randn(1, 19, 13, 9, generator=torch.Generator().manual_seed(0))
     whole = prediction.maps(logits, (101, 57))

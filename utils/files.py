@@ -17,7 +17,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
     Raises `UserError` when the disk is full or the folder cannot be written to; what stood there before stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    short = os.fsdecode(os.fsencode(path.name)[:200])  # a name may have 255 bytes
+    temporary = path.with_name(f".{short}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
