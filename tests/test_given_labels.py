@@ -47,6 +47,7 @@ def test_labels_are_matched_by_the_pictures_names(tmp_path, target, name) -> Non
         for sample in target.samples:  # what predict.py writes beside them
             save(folder / f"{sample.image.stem}_overlay.png", np.zeros((90, 48, 3), np.uint8))
             save(folder / f"{sample.image.stem}_confidence.png", np.zeros((32, 48), np.uint8))
+            save(folder / f"{sample.image.stem}.png", np.zeros((32, 48, 3), np.uint8))  # and the picture itself
     found = labelled_from(target, folder)
     assert "used without labels" not in check(found)
     for number, sample in enumerate(target.samples):
