@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from conftest import SMALL, SOURCE, upper
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.console import ProgressBar, epoch_line, in_words
 from training.progress import Progress
@@ -85,6 +86,8 @@ def test_time_and_memory_stand_beside_the_figures(script, game, city, tmp_path) 
     result = json.loads((run / "result.json").read_text())
     assert 0 < lines[0]["seconds"] <= lines[-1]["seconds"] == result["seconds"]
     assert result["peak_memory_mib"] == lines[-1]["peak_memory_mib"] > 50
+    tags = set(EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"])
+    assert {"speed/seconds_per_step", "speed/peak_memory_mib", "target_iou/road"} <= tags
     # A run that goes on counts the time before as well.
     assert script("train_gta5", *flags, "--epochs", 3, "--resume", "--allow-changes").status == 0
     assert json.loads((run / "result.json").read_text())["seconds"] > result["seconds"]
