@@ -4,6 +4,7 @@ memory."""
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
 import struct
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ids, picture, run_once, source_only, write_cityscapes, write_gta5
+from conftest import ids, one_line_error, picture, run_once, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
 
 from datasets import cityscapes, gta5
@@ -226,6 +227,34 @@ def test_strange_names_in_trees_work(tmp_path, name):
     with pytest.raises(UserError) as caught:
         data.image(1)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_names_that_are_no_text_work_in_data_and_are_refused_for_a_run(script, tmp_path):
+    odd = os.fsdecode(b"\xff\xe9")
+    city, game = write_cityscapes(tmp_path / f"city{odd}"), write_gta5(tmp_path / "game")
+    for file in list(city.rglob("*.png")):
+        file.rename(file.with_name(file.name.replace("_000019", f"_{odd}")))
+    torn = next(path for path in sorted((city / "leftImg8bit/train").rglob("*.png")))
+    torn.write_bytes(torn.read_bytes()[:90])
+    message = one_line_error(script(*upper(city, tmp_path / "run", "--epochs", 1)))
+    assert "cannot be decoded" in message
+    Image.fromarray(picture(0)).save(torn)
+    message = one_line_error(script(*upper(city, tmp_path / odd, "--epochs", 1)))
+    assert "TensorBoard takes names in UTF-8 alone" in message
+    assert not (tmp_path / odd).exists()
+    assert script(*source_only(game, city, tmp_path / "run", "--epochs", 1)).status == 0
+    assert script(*source_only(game, city, tmp_path / "run", "--epochs", 2, "--allow-changes", "--resume")).status == 0
+    last = tmp_path / "run/checkpoint_last.pt"
+    done = script(
+        "eval", last, "--workers", 0, "--save-side-by-side", tmp_path / odd, "--json", tmp_path / f"{odd}.json"
+    )
+    assert done.status == 0, done.err
+    done = script("predict", last, city, "--out", tmp_path / f"predicted{odd}", "--device", "cpu")
+    assert done.status == 0, done.err
+    inputs = (tmp_path / "run", tmp_path / f"{odd}.json", tmp_path / f"none{odd}")
+    done = script("report", *inputs, "--out", tmp_path / f"report{odd}", "--pictures", 1, "--device", "cpu")
+    assert done.status == 0, done.err
 
 
 def test_symbolic_links_work_and_loops_end(tmp_path):

@@ -50,4 +50,4 @@ class BadSamples:
         self.problems |= found
         lines = "".join(f"{name}\t{problem}\n" for name, problem in sorted(self.problems.items()))
         if rank() == 0:
-            write_atomically(self.path, lambda file: file.write(lines.encode()))
+            write_atomically(self.path, lambda file: file.write(lines.encode(errors="surrogateescape")))

@@ -100,10 +100,16 @@ def open_board(folder: Path, purge_step: int | None) -> Board | NoBoard:
     return Board(folder, purge_step) if rank() == 0 else NoBoard()
 
 
+def _text(path: str) -> str:
+    """A path may hold bytes that are no text, which TensorBoard does not take."""
+    return path.encode(errors="replace").decode()
+
+
 def log_arguments(board: Board, arguments: dict[str, Any]) -> None:
     """The run's arguments for TensorBoard's HPARAMS page, which reads the figures off the scalars of those names."""
     simple = (bool, int, float, str)
     plain = {key: value if isinstance(value, simple) else str(value) for key, value in arguments.items()}
+    plain = {key: _text(value) if isinstance(value, str) else value for key, value in plain.items()}
     experiment, session, _ = hparams(plain, dict.fromkeys(FIGURES, 0.0))
     with board.heeded():
         writer = board._get_file_writer()

@@ -30,6 +30,10 @@ class DirectoryClaim:
     def __init__(
         self, path: Path, config: dict[str, Any], resume: bool, allow_changes: bool, device: torch.device
     ) -> None:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--run-dir {path}: TensorBoard takes names in UTF-8 alone; name another") from None
         self.path, self.config, self.device, self.allow_changes = path, config, device, allow_changes
         self.changes: list[str] = []
         self._lock: DirectoryLock | None = None

@@ -55,7 +55,7 @@ def fingerprint(data: SegmentationSet) -> dict[str, Any]:
 
 
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def versions() -> dict[str, str]:

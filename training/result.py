@@ -40,7 +40,7 @@ def write_result(
         "size": config["arguments"]["size"],
         "commit": config["commit"],
     } | spent
-    card = model_card(config, result).encode()
+    card = model_card(config, result).encode(errors="replace")  # a path may hold bytes that are no text
     write_atomically(directory / MODEL_CARD, lambda file: file.write(card))
     write_json(directory / "result.json", result)
 
