@@ -62,6 +62,7 @@ METHODS = {
     "source only, AdaBN": Row(EVALUATION, ("--adapt-bn", "--no-mean"), needs=("source only",)),
     "AdvEnt": Row(ADVERSARIAL, ("--input", "entropy")),
     "MinEnt": Row(ADVERSARIAL, ("--discriminator", "none", "--min-entropy")),
+    "adversarial, shallow": Row(ADVERSARIAL, ("--discriminator", "shallow")),
     "adversarial, multi-level": Row(ADVERSARIAL, ("--level", "multi")),
     **BANDS,
     "FDA, mean of three": Row(EVALUATION, ("--mean",), needs=tuple(BANDS)),

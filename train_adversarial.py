@@ -5,6 +5,7 @@ target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CV
 
     python train_adversarial.py --gta5 DIR --cityscapes DIR                                  standard discriminator
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator depthwise        the lightweight one
+    python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator shallow          RTDA's, lighter still
     python train_adversarial.py --gta5 DIR --cityscapes DIR --input entropy                  AdvEnt
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator none --min-entropy      MinEnt
     python train_adversarial.py --gta5 DIR --cityscapes DIR --model deeplabv2 --level multi  multi-level
@@ -35,7 +36,6 @@ from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts, class_shares
 from models import DISCRIMINATORS, SEGMENTERS
-from models.discriminator import MIN_SIDE
 from training.building import adam, both_domains, discriminators_for, geometry, poly, segmenter, sgd, supervised_loss
 from training.flags import parse, training_parser
 from training.gradients import Gradients
@@ -79,10 +79,11 @@ def parse_args() -> argparse.Namespace:
         raise UserError("--level feature with --input entropy: features are no probabilities and have no entropy")
     if args.level == "multi" and SEGMENTERS[args.model].multi_level_options is None:
         raise UserError(f"--level multi: {SEGMENTERS[args.model].title} has no auxiliary logits to look at")
-    if args.level == "feature" and min(args.size + args.source_size) < 8 * MIN_SIDE:
+    least = 8 * DISCRIMINATORS[args.discriminator].min_side if args.discriminator in DISCRIMINATORS else 0
+    if args.level == "feature" and min(args.size + args.source_size) < least:
         raise UserError(
             f"--level feature: features are at 1/8, so the discriminator needs --size and --source-size of at least "
-            f"{8 * MIN_SIDE}x{8 * MIN_SIDE}"
+            f"{least}x{least}"
         )
     if args.discriminator == "none" and not args.min_entropy:
         raise UserError("--discriminator none: nothing is left to adapt with; add --min-entropy, or use train_gta5.py")

@@ -1,10 +1,13 @@
-"""The domain discriminator of AdaptSegNet (Tsai et al., CVPR 2018), and its lightweight counterpart.
+"""The domain discriminator of AdaptSegNet (Tsai et al., CVPR 2018), and its lightweight counterparts.
 
 Five 4x4 convolutions of stride 2, leaky ReLU 0.2 after all but the last; the score map is 1/32 of the input, and the
 loss is taken on it. What "lightweight" changes is the convolution alone: `standard` mixes space and channels at once,
 `depthwise` first filters each channel by itself (4x4), then mixes channels (1x1) (MobileNet, Howard et al., 2017).
+`shallow` has three of these instead of five, and so a score for every patch of 8x8 (RTDA, Tavera et al.,
+arXiv 2110.11662; RTDA's own have biases too, which makes it 13,316 parameters).
 
-At 19 input channels: 2,781,121 and 189,424 parameters; at 1024x512 15,439,233,024 and 1,067,712,512 MACs.
+At 19 input channels: 2,781,121, 189,424 and 12,912 parameters; at 1024x512 15,439,233,024, 1,067,712,512 and
+519,045,120 MACs.
 """
 
 from __future__ import annotations
@@ -13,10 +16,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
-
-CHANNELS = (64, 128, 256, 512, 1)
-MIN_SIDE = 2 ** len(CHANNELS)
-"""The smallest input side that leaves a score."""
 
 
 def standard_convolution(in_channels: int, out_channels: int) -> nn.Module:
@@ -36,32 +35,43 @@ class Kind(NamedTuple):
     """What one discriminator has that another has not."""
 
     convolution: Callable[[int, int], nn.Module]
-    """in_channels, out_channels -> the module that stands in each of the five places."""
+    """in_channels, out_channels -> the module that stands in each place; it halves height and width."""
     help: str
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1)
+    """That leave each place."""
+
+    @property
+    def min_side(self) -> int:
+        """The smallest input side that leaves a score."""
+        return 2 ** len(self.channels)
 
 
 DISCRIMINATORS: dict[str, Kind] = {
     "standard": Kind(standard_convolution, "of 4x4 convolutions, as published"),
     "depthwise": Kind(depthwise_separable_convolution, "of depthwise separable convolutions, lightweight"),
+    "shallow": Kind(depthwise_separable_convolution, "of three of these, RTDA's", (64, 128, 1)),
 }
 
 
 class Discriminator(nn.Sequential):
-    """[B, in_channels, H, W] -> logits [B, 1, H/32, W/32], one score a patch; H and W of at least 32."""
+    """[B, in_channels, H, W] -> logits [B, 1, H/s, W/s], one score a patch; s: the kind's `min_side`, that H and W must
+    have."""
 
     def __init__(self, kind: str, in_channels: int) -> None:
         if kind not in DISCRIMINATORS:
             raise ValueError(f"discriminator {kind!r}: expected one of {', '.join(DISCRIMINATORS)}")
+        chosen = DISCRIMINATORS[kind]
         layers: list[nn.Module] = []
-        for out_channels in CHANNELS:
-            layers += [DISCRIMINATORS[kind].convolution(in_channels, out_channels), nn.LeakyReLU(0.2, inplace=True)]
+        for out_channels in chosen.channels:
+            layers += [chosen.convolution(in_channels, out_channels), nn.LeakyReLU(0.2, inplace=True)]
             in_channels = out_channels
         super().__init__(*layers[:-1])
+        self.min_side = chosen.min_side
 
     def forward(self, maps: Tensor) -> Tensor:
-        if min(maps.shape[-2:]) < MIN_SIDE:
+        if min(maps.shape[-2:]) < self.min_side:
             height, width = maps.shape[-2:]
             raise ValueError(
-                f"the discriminator needs maps of at least {MIN_SIDE} x {MIN_SIDE}, found {width} x {height}"
+                f"the discriminator needs maps of at least {self.min_side} x {self.min_side}, found {width} x {height}"
             )
         return super().forward(maps)

@@ -22,7 +22,7 @@ from adaptation.entropy import (
 )
 from adaptation.losses import segmentation_loss
 from datasets.frequencies import class_shares
-from models import build_discriminator, build_segmenter
+from models import DISCRIMINATORS, build_discriminator, build_segmenter
 from models.discriminator import Discriminator
 from train_adversarial import AdversarialStep
 from training.building import discriminators_for
@@ -49,7 +49,7 @@ def gradients(module):
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["standard", "depthwise"])
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
 @pytest.mark.parametrize(("level", "seen"), [("output", "softmax"), ("multi", "entropy")])
 def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, level, seen):
     images, labels, target = batch
@@ -209,7 +209,8 @@ def test_min_entropy_is_added_with_its_weight(batch):
 
 
 @pytest.mark.parametrize(("kind", "parameters", "macs"),
-                         [("standard", 2_781_121, 15_439_233_024), ("depthwise", 189_424, 1_067_712_512)])  # fmt: skip
+                         [("standard", 2_781_121, 15_439_233_024), ("depthwise", 189_424, 1_067_712_512),
+                          ("shallow", 12_912, 519_045_120)])  # fmt: skip
 def test_discriminators_have_the_published_counts(kind, parameters, macs):
     from measure_flops import count
 
@@ -220,7 +221,8 @@ def test_discriminators_have_the_published_counts(kind, parameters, macs):
 
 
 def test_discriminator_is_the_published_definition():
-    """Spelt out from its weights, with small fixed ones: five 4x4 convolutions of stride 2, leaky ReLU 0.2 between."""
+    """Spelt out from its weights, with small fixed ones: five 4x4 convolutions of stride 2, leaky ReLU 0.2 between; of
+    the shallow one three."""
     torch.manual_seed(0)
     x = torch.rand(1, 4, 64, 96)
     standard, depthwise = Discriminator("standard", 4), Discriminator("depthwise", 4)
@@ -237,6 +239,16 @@ def test_discriminator_is_the_published_definition():
     assert torch.allclose(depthwise(x), z, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="at least 32 x 32"):
         standard(torch.rand(1, 4, 31, 64))
+    shallow, z = Discriminator("shallow", 4), x
+    for i in range(3):
+        z = F.conv2d(z, shallow[2 * i][0].weight, None, stride=2, padding=1, groups=z.shape[1])
+        z = F.conv2d(z, shallow[2 * i][1].weight)
+        z = torch.where(z > 0, z, 0.2 * z) if i < 2 else z
+    assert z.shape == (1, 1, 8, 12)
+    assert torch.allclose(shallow(x), z, rtol=1e-5, atol=1e-7)
+    assert shallow(torch.rand(1, 4, 8, 9)).shape == (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="at least 8 x 8, found 8 x 7"):
+        shallow(torch.rand(1, 4, 7, 8))
     with pytest.raises(ValueError, match="expected one of"):
         build_discriminator("heavy")
 
@@ -337,7 +349,8 @@ def test_both_networks_optimizers_and_schedules_survive_an_interruption(script, 
 @pytest.mark.parametrize(
     "flags",
     [("--discriminator", "depthwise", "--gan", "least-squares"), ("--discriminator", "none", "--min-entropy"),
-     ("--input", "entropy")],
+     ("--input", "entropy"), ("--discriminator", "shallow", "--level", "feature", "--source-size", "64x64",
+                              "--size", "64x64")],
 )  # fmt: skip
 def test_variants_run_and_evaluate(script, game, city, tmp_path, flags):
     done = script(*adversarial(game, city, tmp_path / "run", *flags, "--max-steps", 2))

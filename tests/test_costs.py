@@ -27,6 +27,7 @@ def test_measure_flops_counts_and_times(script, tmp_path):
     costs = json.loads(figures.read_text())["networks"]
     assert costs["discriminator standard"]["conv_macs"] == 15_439_233_024 // 16
     assert costs["discriminator depthwise"]["parameters_inference"] == 189_424
+    assert costs["discriminator shallow"]["conv_macs"] == 519_045_120 // 16
     assert costs["discriminator standard"]["not_counted_by_fvcore"] == {"aten::leaky_relu_": 4}
     for cost in costs.values():
         for timing in cost["timing"].values():

@@ -18,7 +18,7 @@ from torch.optim import Adam
 import models
 from adaptation.adversarial import SOURCE, vanilla
 from adaptation.losses import LOSSES, segmentation_loss
-from models import build_discriminator, build_segmenter
+from models import DISCRIMINATORS, build_discriminator, build_segmenter
 from training.archive import _load_part
 from training.building import fused
 from training.checkpoint import load_checkpoint
@@ -233,7 +233,7 @@ def test_a_segmenter_is_compiled_in_both_halves():
 # What only a GPU would show
 
 
-@pytest.mark.parametrize("kind", ["standard", "depthwise"])
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
 def test_a_small_weight_does_not_cost_its_gradients_in_fp16(kind):
     """An adversarial loss's gradients on the logits, as small as they are at batch 16 and 1024x512."""
     torch.manual_seed(3)

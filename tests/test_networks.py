@@ -148,6 +148,7 @@ def test_the_costs_of_every_network_keep_their_names(monkeypatch):
         "deeplabv2 resnet101 multi-level",
         "discriminator standard",
         "discriminator depthwise",
+        "discriminator shallow",
     ]
 
 
@@ -175,7 +176,7 @@ def test_a_new_discriminator_is_a_line_in_the_table(script, game, city, tmp_path
         return nn.Conv2d(in_channels, out_channels, 1, stride=2)
 
     monkeypatch.setitem(DISCRIMINATORS, "pointwise", Kind(pointwise, "1x1 convolutions"))
-    assert "pointwise: 1x1 convolutions" in script("train_adversarial", "--help-all").out
+    assert "pointwise: 1x1 convolutions" in " ".join(script("train_adversarial", "--help-all").out.split())
     done = script("train_adversarial", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--max-steps", 1,
                   "--discriminator", "pointwise", "--run-dir", tmp_path / "run")  # fmt: skip
     assert done.status == 0, done.err

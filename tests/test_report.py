@@ -230,6 +230,7 @@ def test_the_assignments_tables_are_as_the_sheet_has_them(whole, runs):
     assert [list(row.values()) for row in third] == [
         ["Lightweight adversarial domain adaptation", *filled(figures("depthwise")), "189,424", "2.14e9",
          "70.6 / 30.7 (assignment sheet)", "189.424 K; 21.47e8 (2 x MACs, with upsampling)", "-", "1", setting],
+        ["shallow discriminator", *[NOT_RUN, ""] * 2, "12,912", "1.04e9", "-", "-", "-", NOT_RUN, NOT_RUN],
     ]  # fmt: skip
     assert "Table 2: Adversarial domain adaptation" in (whole / "tables/assignment-2.md").read_text()
     assert "Table 3: Lightweight adversarial domain adaptation" in (whole / "tables/assignment-3.md").read_text()
@@ -283,7 +284,7 @@ def test_latency_comes_from_measure_flops_alone(whole, runs):
     note = (whole / "tables/costs-networks.md").read_text()
     assert "Counts at 64x32" in note
     assert "Latency: median at 64x32, batch 1, fp32" in note
-    (_, depthwise) = table(whole, "costs-discriminators")
+    (_, depthwise, _) = table(whole, "costs-discriminators")
     assert depthwise["latency (ms), median [95th percentile]"] == NOT_RUN
     assert "Counts at 1024x512" in (whole / "tables/costs-discriminators.md").read_text()
 
