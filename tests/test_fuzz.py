@@ -32,6 +32,10 @@ from training.checkpoint import build_from_checkpoint, load_checkpoint, save_che
 from training.directory import DirectoryClaim
 from utils.errors import UserError
 
+TIMES = int(os.environ.get("FUZZ", 1))
+SEED = int(os.environ.get("FUZZ_SEED", 0))
+"""FUZZ=10 takes ten times as many of the inputs that are drawn from what runs keep, FUZZ_SEED=1 others."""
+
 SECONDS = 5
 MEBIBYTES = 700
 """A picture just under the limit of 100 million pixels may be decoded; nothing may take more."""
@@ -313,10 +317,10 @@ def run_of_somebody(tmp_path_factory):
 def survive_runs(run: Path, names: list[str], inputs: int, show) -> int:
     """Puts hostile values everywhere into a run's files, and nests one value deeply; show(run) must end or raise a
     one-line `UserError`. Returns how often it ended."""
-    rng, shown = random.Random(8), 0
+    rng, shown = random.Random(8 + SEED), 0
     wholes = {name: (run / name).read_text() for name in names}
     paths = [(name, path) for name, whole in wholes.items() for path in places_in(json.loads(whole))]
-    for number in range(inputs):
+    for number in range(inputs * TIMES):
         name, path = rng.choice(paths)
         text = replaced(wholes[name], path, rng.choice(HOSTILE))
         if number % 50 == 0:
@@ -345,12 +349,12 @@ def test_hostile_values_in_a_run_are_shown_or_refused(run_of_somebody):
         assert all(name and "/" not in name for name, _, _ in charts(found))
 
     run, config = run_of_somebody, json.loads((run_of_somebody / "config.json").read_text())
-    assert 150 < survive_runs(run, ["config.json", "result.json", "metrics.jsonl"], 500, show) < 450
+    assert 150 < survive_runs(run, ["config.json", "result.json", "metrics.jsonl"], 500, show) / TIMES < 450
     with contextlib.redirect_stdout(io.StringIO()):
         resumed = survive_runs(
             run, ["config.json"], 1500, lambda run: DirectoryClaim(run, dict(config), True, True, torch.device("cpu"))
         )
-    assert 750 < resumed < 1500
+    assert 750 < resumed / TIMES < 1500
 
 
 @pytest.mark.slow

@@ -8,13 +8,12 @@ import contextlib
 import copy
 import io
 import json
-import os
 import random
 import time
 
 import pytest
 import torch
-from test_fuzz import HOSTILE, SECONDS, mutated, places_in, replaced
+from test_fuzz import HOSTILE, SECONDS, SEED, TIMES, mutated, places_in, replaced
 from test_self_training import Colours, by_bdl
 from test_vetting import network, sealed, two_gigabytes, used, whole  # noqa: F401
 
@@ -27,9 +26,6 @@ from training.checkpoint import build_from_checkpoint
 from training.journal import Journal
 from training.progress import Progress
 from utils.errors import UserError
-
-TIMES = int(os.environ.get("FUZZ", 1))
-SEED = int(os.environ.get("FUZZ_SEED", 0))
 
 
 def hostile_texts(whole, number, rng):  # noqa: F811
@@ -94,6 +90,7 @@ def test_altered_summaries_vouch_for_nothing_else(city, tmp_path):
 
 def altered(content, rng):
     """A checkpoint's content with one value, wherever it may be, that nobody expects."""
+
     def places(value, path=()):
         if path:
             yield path
