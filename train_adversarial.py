@@ -1,4 +1,4 @@
-"""Step 3b, adversarial adaptation: labelled GTA5, unlabelled Cityscapes, a discriminator between them.
+"""Step 3, adversarial adaptation (Tables 2 and 3): labelled GTA5, unlabelled Cityscapes, a discriminator between them.
 
 AdaptSegNet (Tsai et al., CVPR 2018): the segmenter learns the source's labels and to make its predictions on the
 target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CVPR 2019) are its siblings on entropy.

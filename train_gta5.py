@@ -1,4 +1,4 @@
-"""Step 3a, the domain shift: BiSeNet trained on GTA5, tested on Cityscapes (Tables 3 and 4 of the report).
+"""Step 3, the domain shift: BiSeNet trained on GTA5, tested on Cityscapes (Tables 3 and 4 of the student report).
 
 No target picture is seen in training. The rows of the augmentation table are flags:
 

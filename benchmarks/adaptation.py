@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from datasets.domains import SOURCES, TARGETS, from_environment  # noqa: E402
 from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, slug  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
@@ -127,8 +128,9 @@ FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gta5", type=Path, required=True, metavar="DIR", help="root of the source")
-    parser.add_argument("--cityscapes", type=Path, required=True, metavar="DIR", help="root of the target")
+    roots = {"gta5": "source", "cityscapes": "target"}
+    for key, role in roots.items():
+        parser.add_argument(f"--{key}", type=Path, metavar="DIR", help=f"root of the {role} (${key.upper()})")
     parser.add_argument("--size", type=size, default=(160, 120), metavar="WxH", help="both domains (160x120)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(8)")
     parser.add_argument("--steps", type=positive, default=600, metavar="N", help="of every run (600)")
@@ -142,6 +144,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="runs (under runs/, named by the settings)")
     parser.add_argument("--cells", type=Path, metavar="DIR", help="where the cells' figures are kept (--out)")
     args = parser.parse_args()
+    from_environment(args, SOURCES, TARGETS)
+    for key, role in roots.items():
+        if getattr(args, key) is None:
+            raise UserError(f"--{key} DIR is missing: name the root of the {role}")
     width, height = args.size
     named = f"adaptation-{width}x{height}-batch{args.batch_size}-{args.steps}-{args.precision}"
     args.out = args.out or Path("runs") / named

@@ -1,5 +1,6 @@
 """The pieces of a run: its counters, the names in checkpoints, the oracle."""
 
+import json
 import shlex
 from types import SimpleNamespace
 
@@ -110,3 +111,21 @@ def test_room_for_checkpoints_is_asked_for_at_the_start(script, game, city, tmp_
     assert "make room, or name a directory on another disk" in said
     assert not (tmp_path / "runs").exists()
     assert started(taken).status == 0
+
+
+def test_variables_name_the_roots_that_no_flag_names(script, game, city, tmp_path, monkeypatch):
+    monkeypatch.setenv("CITYSCAPES", str(city))
+    monkeypatch.setenv("GTA5", str(tmp_path / "none"))
+    command = ("train_gta5", *SMALL, *SOURCE, "--max-steps", 1, "--run-dir")
+    assert "none" in one_line_error(script(*command, tmp_path / "a"))
+    done = script(*command, tmp_path / "b", "--gta5", game)  # a flag wins
+    assert done.status == 0, done.err
+    arguments = json.loads((tmp_path / "b/config.json").read_text())["arguments"]
+    assert (arguments["gta5"], arguments["cityscapes"]) == (str(game), str(city))
+    monkeypatch.delenv("CITYSCAPES")
+    assert "--cityscapes DIR is missing" in one_line_error(script(*command, tmp_path / "c", "--gta5", game))
+    monkeypatch.setenv("CITYSCAPES", str(city))
+    monkeypatch.setenv("GTA5", str(game))
+    done = script("datasets.check")
+    assert done.status == 0, done.err
+    assert "Cityscapes train: 4 pictures" in done.out
