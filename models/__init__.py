@@ -13,10 +13,11 @@ import torch
 from .bisenet import BiSeNet
 from .deeplabv2 import DeepLabV2
 from .discriminator import DISCRIMINATORS, Discriminator
+from .lraspp import LRASPP
 from .segmenter import Segmenter
 from .weights import UNREADABLE, WeightsError
 
-SEGMENTERS: dict[str, type[Segmenter]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2}
+SEGMENTERS: dict[str, type[Segmenter]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2, "lraspp": LRASPP}
 """--model's name -> network; the first is the default. What a network says of itself: `models.segmenter`."""
 
 __all__ = [

@@ -116,7 +116,9 @@ def networks() -> list[tuple[str, str]]:
 
 
 def titled(model: str, backbone: str) -> str:
-    """`BiSeNet, ResNet-18`."""
+    """`BiSeNet, ResNet-18`; of a network that is here no longer the names that its run has."""
+    if (model, backbone) not in networks():
+        return f"{model} {backbone}"
     return f"{SEGMENTERS[model].title}, {SEGMENTERS[model].backbones[backbone]}"
 
 
@@ -135,8 +137,8 @@ def upper_bound_table(experiments: Sequence[Experiment]) -> Table:
         label = titled(model, backbone)
         if model == "bisenet":  # the sheet's words
             label = f"BiSeNet (50 epochs, {SEGMENTERS[model].backbones[backbone]} as backbone)"
-        elif model == "deeplabv2":
-            continue  # the student report's Table 1
+        elif model == "deeplabv2" or not any(map(upper_bound_on(model, backbone), experiments)):
+            continue  # the student report's Table 1; and no row for a network that the sheet does not have, unless run
         others = _shown(published.UPPER_BOUND.get((model, backbone), ())) or "-"
         theirs = published.OTHER_REPORTS["upper bound"] if (model, backbone) == ("bisenet", "resnet18") else "-"
         for own, e in _found(label, upper_bound_on(model, backbone), experiments):
@@ -195,6 +197,8 @@ def variations_table(experiments: Sequence[Experiment]) -> Table:
     rows = []
     for step, (words, other) in STEP_4.items():
         for own, e in _found(words, variation(step), experiments):
+            if step == "d" and e is not None:
+                own = f"{titled(e.settings['model'], e.settings['backbone'])}: {e.label}"
             rows.append([f"{step}) {own}", *measured(e)[:2], published.OTHER_REPORTS.get(other, "-"), *made(e)])
     header = ("variation", "accuracy (%)", "mIoU (%)", OTHERS, "runs", "setting")
     return Table("assignment-4", "Assignment, step 4: variations", header, rows, (HEADLINE, OTHER_REPORTS_NOTE))

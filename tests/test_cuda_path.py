@@ -39,6 +39,7 @@ METHODS = {
     "upper bound": ("train_cityscapes", "--loss", "focal"),
     "source only": ("train_gta5", "--loss", "ohem", "--jitter", "--blur", "--recolour", 0.7),
     "in parts": ("train_gta5", "--loss", "weighted", "--batch-size", 4, "--accumulate", 2),
+    "LR-ASPP": ("train_gta5", "--model", "lraspp"),
     "adversarial": ("train_adversarial", "--jitter", "--recolour", 0.7),
     "AdvEnt": ("train_adversarial", "--discriminator", "depthwise", "--input", "entropy", "--gan", "least-squares"),
     "MinEnt": ("train_adversarial", "--discriminator", "none", "--min-entropy", "--bn-statistics", "target"),

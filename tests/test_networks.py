@@ -15,6 +15,7 @@ from models.gradcam import layer_named
 from models.layers import resize
 from models.segmenter import Segmenter, Settings
 from models.weights import ImageNet, WeightsError, load_backbone
+from reporting.results import experiments, read_run
 from reporting.student_tables import student_tables
 from reporting.tables import assignment_tables
 from training.flags import training_parser
@@ -65,6 +66,34 @@ def test_a_network_says_what_others_need_to_know(name, network):
     if network.multi_level_options is not None:
         adapted = models.build_segmenter(name, **network.multi_level_options).train()
         assert adapted(torch.rand(2, 3, 33, 33))[1]
+
+
+SMALL_ONES = ("lraspp",)
+"""Networks that are quick enough to go through every script here."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL_ONES)
+def test_every_script_trains_it_and_its_checkpoint_is_used(name, script, game, city, tmp_path):
+    source = ("--gta5", game, *SOURCE)
+    runs = {
+        "train_cityscapes": (), "train_gta5": source, "train_adversarial": source, "train_fda": source,
+        "train_dacs": source,
+        "train_pseudo_labels": (*source, "--labeller", tmp_path / "train_gta5", "--max-class-share", 1),
+    }  # fmt: skip
+    for which, flags in runs.items():
+        done = script(which, "--cityscapes", city, *SMALL, "--model", name, "--max-steps", 1, *flags,
+                      "--run-dir", tmp_path / which)  # fmt: skip
+        assert done.status == 0, done.err
+    weights = tmp_path / "train_gta5/checkpoint_last.pt"
+    save(tmp_path / "x.png", picture(1))
+    for command in (("eval", weights, "--workers", 0), ("predict", weights, tmp_path / "x.png", "--cam", "road", "--at",
+                    "3,3", "--out", tmp_path / "out", "--device", "cpu")):  # fmt: skip
+        done = script(*command)
+        assert done.status == 0, done.err
+    assert (tmp_path / "out/x_cam-road.png").exists()
+    adversarial = ("train_adversarial", "--cityscapes", city, *SMALL, "--model", name, *source, "--level", "multi")
+    assert "has no auxiliary logits" in one_line_error(script(*adversarial, "--run-dir", tmp_path / "no"))
 
 
 def test_a_backbone_that_a_network_has_not_is_refused(script):
@@ -125,8 +154,9 @@ def test_a_new_network_is_a_line_in_the_table(script, city, tmp_path):
                   "--precisions", "fp32", "--device", "cpu")  # fmt: skip
     assert "toy plain" in done.out
 
-    tables = {table.name: table for table in assignment_tables([], {})}
+    tables = {table.name: table for table in assignment_tables(experiments([read_run(run)]), {})}
     assert "Toy-Net, three convolutions" in [row[0] for row in tables["assignment-1"].rows]
+    assert "d) Toy-Net, three convolutions: upper bound" in [row[0] for row in tables["assignment-4"].rows]
     assert "toy plain" in [row[0] for row in tables["costs-networks"].rows]
 
 
@@ -146,6 +176,7 @@ def test_the_costs_of_every_network_keep_their_names(monkeypatch):
         "bisenet resnet101",
         "deeplabv2 resnet101",
         "deeplabv2 resnet101 multi-level",
+        "lraspp mobilenet_v3_large",
         "discriminator standard",
         "discriminator depthwise",
         "discriminator shallow",

@@ -274,7 +274,7 @@ def test_what_was_not_run_says_so(whole):
 
 
 def test_latency_comes_from_measure_flops_alone(whole, runs):
-    first, second, _ = table(whole, "costs-networks")
+    first, second, *_ = table(whole, "costs-networks")
     assert first["parameters, training"] == "12,068,672"
     assert first["published count"] == "25.78 G (fvcore's)"
     timing = json.loads((runs / "costs.json").read_text())["networks"]["bisenet resnet18"]["timing"]["fp32"]
