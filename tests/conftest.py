@@ -27,6 +27,8 @@ from utils.interruption import Interruption, Stop
 
 torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tests start
+for variable in ("GTA5", "CITYSCAPES"):  # a user's own data
+    os.environ.pop(variable, None)
 os.fsync = lambda descriptor: None  # no test pulls the plug; in which order files are synced, one test records
 # Boards of one second are read in the order of these numbers, as text: the tests' runs are that short.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
