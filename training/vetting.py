@@ -152,6 +152,10 @@ KINDS = {
     "history": lambda value: _list(value, _entry),
     "epoch_losses": lambda value: _table(value, lambda item: _list(item, _number)),
     "latest": lambda value: _list(value) and len(value) == 2 and _whole(value[0]) and _table(value[1], _number),
+    "spent": lambda value: isinstance(value, dict) and all(
+        _whole(step) and _table(costs, lambda cost: cost is None or _number(cost)) for step, costs in value.items()
+    ),
+    "seconds": _number,
     "confusion": lambda value: _table(value, lambda rows: _list(rows, lambda row: _list(row, _whole))),
     "bad_samples": lambda value: _table(value, lambda item: isinstance(item, str)),
 }
