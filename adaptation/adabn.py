@@ -18,11 +18,14 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], device: torch.d
     """Replaces the running mean and variance of every batch normalisation by the plain average over the batches.
 
     images: batches uint8 [B, 3, H, W] of unlabelled target pictures; a batch of one is passed over (a variance over
-    one pooled value does not exist). Returns the number of pictures used. Raises ValueError when none was.
+    one pooled value does not exist). Returns the number of pictures used. Raises ValueError when none was, and for a
+    network without batch normalisation.
     The model is left in evaluation mode.
     """
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not layers:
+        raise ValueError("this network has no batch normalisation, so AdaBN has nothing to adapt")
     before = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

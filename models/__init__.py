@@ -11,13 +11,19 @@ from typing import Any
 import torch
 
 from .bisenet import BiSeNet
+from .deeplab_vgg16 import DeepLabVGG16
 from .deeplabv2 import DeepLabV2
 from .discriminator import DISCRIMINATORS, Discriminator
 from .lraspp import LRASPP
 from .segmenter import Segmenter
 from .weights import UNREADABLE, WeightsError
 
-SEGMENTERS: dict[str, type[Segmenter]] = {"bisenet": BiSeNet, "deeplabv2": DeepLabV2, "lraspp": LRASPP}
+SEGMENTERS: dict[str, type[Segmenter]] = {
+    "bisenet": BiSeNet,
+    "deeplabv2": DeepLabV2,
+    "lraspp": LRASPP,
+    "deeplab_vgg16": DeepLabVGG16,
+}
 """--model's name -> network; the first is the default. What a network says of itself: `models.segmenter`."""
 
 __all__ = [

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import enlarge
 from .segmenter import Outputs, Segmenter, Settings
@@ -79,10 +78,6 @@ class DeepLabV2(Segmenter):
         if frozen_batch_norm:
             for module in self.batch_norms():
                 module.requires_grad_(False)
-
-    def batch_norms(self) -> list[nn.Module]:
-        """SyncBatchNorm too, which stands in their place where several GPUs train."""
-        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
     def train(self, mode: bool = True) -> DeepLabV2:
         super().train(mode)

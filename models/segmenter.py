@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import Normalise
 
@@ -87,6 +88,11 @@ class Segmenter(nn.Module):
     @classmethod
     def default_backbone(cls) -> str:
         return next(iter(cls.backbones))
+
+    def batch_norms(self) -> list[nn.Module]:
+        """Its layers of batch normalisation; also SyncBatchNorm, which stands in their place where several GPUs train.
+        Some networks have none."""
+        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
     def inference_parameters(self) -> int:
         """How many prediction needs: all but those of the parts named `auxiliary*`."""

@@ -69,7 +69,7 @@ def variation(step: str) -> Callable[[Experiment], bool]:
         if not e.plain:
             return False
         if step == "d":
-            return e.settings["model"] not in ("bisenet", "deeplabv2")
+            return e.settings["model"] not in ("bisenet", "deeplabv2", "deeplab_vgg16")
         if step == "e":
             return e.settings.get("loss", "ce") != "ce"
         script, translation = scripts[step]

@@ -40,6 +40,7 @@ METHODS = {
     "source only": ("train_gta5", "--loss", "ohem", "--jitter", "--blur", "--recolour", 0.7),
     "in parts": ("train_gta5", "--loss", "weighted", "--batch-size", 4, "--accumulate", 2),
     "LR-ASPP": ("train_gta5", "--model", "lraspp"),
+    "DeepLab-VGG16": ("train_gta5", "--model", "deeplab_vgg16"),
     "adversarial": ("train_adversarial", "--jitter", "--recolour", 0.7),
     "AdvEnt": ("train_adversarial", "--discriminator", "depthwise", "--input", "entropy", "--gan", "least-squares"),
     "MinEnt": ("train_adversarial", "--discriminator", "none", "--min-entropy", "--bn-statistics", "target"),

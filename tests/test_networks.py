@@ -68,12 +68,8 @@ def test_a_network_says_what_others_need_to_know(name, network):
         assert adapted(torch.rand(2, 3, 33, 33))[1]
 
 
-SMALL_ONES = ("lraspp",)
-"""Networks that are quick enough to go through every script here."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL_ONES)
+@pytest.mark.parametrize("name", ["lraspp", "deeplab_vgg16"])
 def test_every_script_trains_it_and_its_checkpoint_is_used(name, script, game, city, tmp_path):
     source = ("--gta5", game, *SOURCE)
     runs = {
@@ -177,6 +173,7 @@ def test_the_costs_of_every_network_keep_their_names(monkeypatch):
         "deeplabv2 resnet101",
         "deeplabv2 resnet101 multi-level",
         "lraspp mobilenet_v3_large",
+        "deeplab_vgg16 vgg16",
         "discriminator standard",
         "discriminator depthwise",
         "discriminator shallow",

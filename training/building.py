@@ -93,6 +93,8 @@ def segmenter(args: argparse.Namespace, num_classes: int, multi_level: bool = Fa
         )
     except ValueError as error:  # WeightsError is one
         raise UserError(str(error)) from None
+    if getattr(args, "bn_statistics", "both") == "target" and not model.batch_norms():
+        raise UserError(f"--bn-statistics target: {network.title} has no batch normalisation, and so no statistics")
     trained = sum(parameter.numel() for parameter in model.parameters())
     start = f"weights of {args.run_dir if resumed else args.init}" if replaced else model.weights_report
     print(f"{args.model}, {trained:,} parameters in training; {start}")
