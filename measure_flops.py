@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what is measured")
     what.add_argument("--size", type=size, default=(1024, 512), metavar="WxH", help="input size, pixels (1024x512)")
-    what.add_argument("--only", default="", metavar="TEXT", help="networks whose name contains TEXT (all)")
+    what.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="those with a TEXT in their name (all)")
     what.add_argument(
         "--batch-size", type=positive, default=1, metavar="N", help="pictures in a batch, for latency and memory (1)"
     )
@@ -73,9 +73,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     known = networks()
-    chosen = {name: build for name, build in known.items() if args.only in name}
+    chosen = {name: build for name, build in known.items() if any(text in name for text in args.only)}
     if not chosen:
-        raise UserError(f"--only {args.only}: no network is called so; there are {', '.join(known)}")
+        raise UserError(f"--only {' '.join(args.only)}: no network is called so; there are {', '.join(known)}")
     for path in (args.json, args.markdown):
         if path is not None and path.exists():
             raise UserError(f"{path} exists; name a new file, nothing is overwritten")

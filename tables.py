@@ -119,7 +119,8 @@ def main() -> None:
         plan.run(name, seed, timing.of(name))
     costs = args.out / "costs.json"
     if not costs.exists():
-        call(["measure_flops.py", "--json", str(costs), "--device", str(args.device)])
+        timed = [*dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains), "discriminator"]
+        call(["measure_flops.py", "--only", *timed, "--json", str(costs), "--device", str(args.device)])
     made = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
             ((name, seed, plan.directory(name, seed)) for name, seed in todo)]  # fmt: skip
     call(["report.py", *map(str, made), str(costs), "--out", str(args.out / "report"), "--device", str(args.device)])
@@ -159,11 +160,17 @@ class Steps:
         parser.add_argument("--size", type=size, default=TARGETS[target_of(self._given)].size)
         parser.add_argument("--source-size", type=size, default=SOURCES[source_of(self._given)].size)
         parser.add_argument("--model", default="bisenet")
+        parser.add_argument("--backbone")
         parser.add_argument("--settings", default="paper")
         found, _ = parser.parse_known_args([*self._more, *row.flags])
         if found.model in SEGMENTERS and found.settings in SEGMENTERS[found.model].settings:
             found.batch_size = found.batch_size or SEGMENTERS[found.model].settings[found.settings].batch_size
         return found
+
+    def network(self, row: Row) -> str:
+        """As measure_flops.py calls it."""
+        flags = self.flags(row)
+        return f"{flags.model} {flags.backbone or SEGMENTERS[flags.model].default_backbone()}"
 
     def pictures(self, role: str, flags: argparse.Namespace) -> int:
         """Of the training set. Raises `UserError` where it cannot be read."""

@@ -50,11 +50,11 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
     assert "GB of checkpoints" in planned.out
     assert scripts_run(planned.out) == []
 
-    write_costs(tmp_path / "out")
     first = script(*command, *more)
     assert first.status == 0, first.err
+    assert "measure_flops.py --only 'tiny narrow' discriminator --json" in first.out
     trained = ["train_cityscapes.py", "train_adversarial.py", "train_gta5.py", "eval.py"]
-    assert scripts_run(first.out) == [*trained, *trained, "report.py"]
+    assert scripts_run(first.out) == [*trained, *trained, "measure_flops.py", "report.py"]
     report = (tmp_path / "out/report/report.md").read_text()
     assert "source only + AdaBN" in report
     assert json.loads((tmp_path / "out/upper-bound-seed1/result.json").read_text())["seed"] == 1
