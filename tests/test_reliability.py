@@ -152,7 +152,11 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world,
     home, command = world
     run_dir = home / number
     slow = [*command, "--checkpoint-minutes", "1000"]  # so that the checkpoint is the signal's
-    process = start(slow, run_dir)
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would the script
+    try:
+        process = start(slow, run_dir)
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
     while not list(run_dir.glob("tensorboard/*")):
         assert process.poll() is None, run_dir.with_suffix(".log").read_text()
         time.sleep(0.05)
