@@ -36,7 +36,7 @@ from datasets.pictures import legend, overlay, stacked
 from models.gradcam import grad_cam, layer_named
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.prediction import Maps, maps, network_input
-from utils.files import write_atomically
+from utils.files import is_there, write_atomically
 from utils.flags import default_device, device
 
 LEGEND_WIDTH = 240
@@ -172,17 +172,6 @@ def plan(pictures: dict[Path, Path], args: argparse.Namespace, explained: str | 
                 raise UserError(f"{output} exists; --force replaces it, or name another --out")
         planned[path] = outputs
     return planned
-
-
-def is_there(path: Path) -> bool:
-    """Raises `UserError` for a name that no file can have."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise UserError(f"{path}: cannot be used ({error.strerror})") from None
-    return True
 
 
 def explanation(

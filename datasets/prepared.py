@@ -106,7 +106,7 @@ def _array(
                 refused.append(f"{place} has {room:.1f} GB free")
                 continue
             print(f"{data.name}: preparing {kind} at {width}x{height}, {gigabytes:.2f} GB in {place}", flush=True)
-            shown = tracked(_paused(reading, pause), len(reading), f"preparing {name}", "picture")
+            shown = tracked(_paused(reading, pause), len(reading), f"{data.name}: preparing {kind}", "picture")
             _build(place / name, opened, partial(write, shape=shape, made_from=made_from, rows=iter(shown)))
             return opened(place / name)
         except (OSError, ValueError) as error:

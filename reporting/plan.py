@@ -26,7 +26,8 @@ PYTHON = [sys.executable]
 SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
 TARGET_ONLY, DACS, EVALUATION = "train_cityscapes.py", "train_dacs.py", "eval.py"
 COSTS = {SOURCE_ONLY: 1.0, TARGET_ONLY: 1.0, ADVERSARIAL: 2.7, FDA: 1.0, SELF: 2.0, DACS: 2.2, EVALUATION: 0.0}
-"""What a step takes, in steps of source only; measured on a CPU (docs/performance.md), good enough to plan with."""
+"""What a step takes, in steps of source only: rounded from docs/performance.md, where adversarial training, FDA and
+DACS were measured on a CPU; self-training's are its two passes. Good enough to plan with."""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from .tables import (
     upper_bound_on,
 )
 
-AUGMENTED = {(): "no augmentation", ("jitter",): "+ colour jitter", ("blur",): "+ Gaussian blur"}
-AUGMENTED |= {("jitter", "blur"): "+ both"}
+AUGMENTED = {(): "no augmentation", ("jitter",): "colour jitter", ("blur",): "Gaussian blur"}
+AUGMENTED |= {("jitter", "blur"): "both"}
 
 
 def student_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Table]:

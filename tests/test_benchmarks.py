@@ -41,6 +41,15 @@ def test_translation_and_augmentation_are_compared_as_they_are_timed(script):
         assert all(float(row[-2]) > 0 and float(row[-1]) < 1e-5 for row in found)
 
 
+def test_what_checks_cost_is_taken_from_arrays_that_are_there(script, tmp_path):
+    command = ("benchmarks.checks", "--size", "64x32", "--scenes", 3, "--rounds", 1, "--out", tmp_path)
+    first, again = script(*command).out, script(*command).out
+    assert "preparing images" in first
+    assert "preparing" not in again
+    assert all(float(cell) >= 0 for cell in rows(again)[0])
+    assert float(rows(again)[0][1]) > 0
+
+
 @pytest.fixture
 def small_scenes(monkeypatch):
     """Full size takes long to draw; for small ones, starting processes does."""

@@ -265,7 +265,7 @@ def test_what_was_not_run_says_so(whole):
     variations = {row["variation"]: row for row in table(whole, "assignment-4")}
     row = variations["d) a different real-time network"]
     assert [row[column] for column in ("setting", "runs", *FIGURE_COLUMNS[::2])] == [NOT_RUN] * 4
-    assert {row["'+ both"] for row in table(whole, "report-4")} == {NOT_RUN}
+    assert {row["both"] for row in table(whole, "report-4")} == {NOT_RUN}
     assert {row["measured"] for row in table(whole, "report-1")} == {NOT_RUN}
     methods = {row["method"]: row for row in table(whole, "comparison")}
     assert set(METHODS) <= set(methods)
