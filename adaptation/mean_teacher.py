@@ -53,3 +53,10 @@ def teach(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """`label` with the statistics of this batch, which the teacher's running statistics follow."""
     teacher.train()
     return label(partial(main_output, teacher), images)
+
+
+@torch.no_grad()
+def taught_probabilities(teacher: nn.Module, images: Tensor) -> Tensor:
+    """As `teach`, but the probabilities of all classes, float32 [B, C, H, W]."""
+    teacher.train()
+    return class_probabilities(main_output(teacher, images))

@@ -48,6 +48,7 @@ TRAINED = {
     "DACS, recipe best": METHODS["DACS, recipe best"],
     "DACS, masked consistency": ("train_dacs", ("--lambda-mask", "1")),
     "DACS, frozen labeller": ("train_dacs", ("--teacher-checkpoint", LABELLER)),
+    "SAC": METHODS["SAC"],
 }
 """Name -> script and flags: of each the memory is measured."""
 TIMED = (BASELINE, "adversarial, standard", "adversarial, depthwise", "FDA, with its entropy term", "DACS")

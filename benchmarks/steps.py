@@ -37,6 +37,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "FDA": ("train_fda", ("--beta", "0.01")),
     "DACS": ("train_dacs", ()),
     "DACS, recipe best": ("train_dacs", ("--recipe", "best")),
+    "SAC": ("train_sac", ()),
 }
 """Name -> script and flags."""
 LONG = 10_000

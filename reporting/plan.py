@@ -24,10 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable]
 """What a script is started with."""
 SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
-TARGET_ONLY, DACS, EVALUATION = "train_cityscapes.py", "train_dacs.py", "eval.py"
-COSTS = {SOURCE_ONLY: 1.0, TARGET_ONLY: 1.0, ADVERSARIAL: 2.7, FDA: 1.0, SELF: 2.0, DACS: 2.2, EVALUATION: 0.0}
+TARGET_ONLY, DACS, SAC, EVALUATION = "train_cityscapes.py", "train_dacs.py", "train_sac.py", "eval.py"
+COSTS = {SOURCE_ONLY: 1.0, TARGET_ONLY: 1.0, ADVERSARIAL: 2.7, FDA: 1.0, SELF: 2.0, DACS: 2.2, SAC: 2.3}
+COSTS |= {EVALUATION: 0.0}
 """What a step takes, in steps of source only: rounded from docs/performance.md, where adversarial training, FDA and
-DACS were measured on a CPU; self-training's are its two passes. Good enough to plan with."""
+DACS were measured on a CPU; self-training's are its two passes, and SAC's those and the teacher's, a third. Good enough
+to plan with."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Row:
     """A row of a table: a training script with flags, or an evaluation.
 
     needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax) or to label with them.
-    goes_on: whether it starts from the network that labels. cost: of the network, in BiSeNet-18's.
+    goes_on: whether it starts from the one that it needs. cost: of the network, in BiSeNet-18's.
     """
 
     script: str
@@ -80,7 +82,7 @@ class Plan:
             to = ["--json", str(self.figures(name, seed)), "--force"]
             return [row.script, *checkpoints, *row.flags, *to, *self.machine]
         source = [] if row.script == TARGET_ONLY else self.source
-        labels = ["--labeller", *checkpoints] if checkpoints else []
+        labels = ["--labeller", *checkpoints] if checkpoints and row.script == SELF else []
         labels += ["--init", *checkpoints] if row.goes_on else []
         where = ["--seed", str(seed), "--run-dir", str(self.directory(name, seed)), "--resume"]
         return [row.script, *self.training, *source, *labels, *row.flags, *where, *self.machine]

@@ -27,7 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from conftest import SMALL, SOURCE  # noqa: E402
 
 import train_dacs  # noqa: E402
+import train_sac  # noqa: E402
 from adaptation.mixing import pseudo_label_weight  # noqa: E402
+from adaptation.views import Views  # noqa: E402
 from training.gradients import norm_of  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.interruption import Interruption, Stop  # noqa: E402
@@ -48,11 +50,19 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
         "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0,
                                 "--max-class-share", 1],
         "train_dacs": [*both, "--lambda-mask", 1, "--confidence", 0.1],
+        "train_sac": [*both, "--views", 2, "--confidence", 0.05],
     }
     return {name: [str(flag) for flag in flags] for name, flags in found.items()}
 
 
-INTERRUPTED = ("train_adversarial", "train_dacs")
+INTERRUPTED = ("train_adversarial", "train_dacs", "train_sac")
+
+
+def fixed_views(pictures: int, of_each: int, device: torch.device) -> Views:
+    """Of each picture all of it, mirrored, and its upper left part."""
+    scale = torch.tensor([[-1.0, 1.0], [0.6, 0.6]]).repeat(pictures, 1)
+    shift = torch.tensor([[0.0, 0.0], [-0.4, -0.4]]).repeat(pictures, 1)
+    return Views(scale, shift, of_each)
 
 
 class FirstStepDone(Exception):
@@ -81,6 +91,8 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
         patch.object(train_dacs, "StrongAugmentation", lambda: lambda images: images),
         patch.object(train_dacs, "masked", lambda images: images * (torch.arange(images.shape[-1]) % 8 < 4)),
         patch.object(train_dacs, "pseudo_label_weight", weight),
+        patch.object(train_sac, "draw_views", fixed_views),
+        patch.object(train_sac, "StrongAugmentation", lambda: lambda images: images),
         contextlib.suppress(FirstStepDone),
     ):
         call(name, [*flags, "--epochs", "1", "--run-dir", str(out / f"{name}-first")])

@@ -58,6 +58,7 @@ def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dic
                 1,
             ],
             "train_dacs": [*both, *extensions, "--teacher-checkpoint", labeller],
+            "train_sac": [*both, "--views", 2, "--decay", 0.9, "--confidence", 0, "--init", labeller],
         }.items()
     }
 

@@ -9,7 +9,7 @@ from conftest import one_line_error
 from benchmarks import loading
 from benchmarks.adaptation import CELLS
 from benchmarks.evaluation import example, ours, plain
-from reporting.plan import slug
+from reporting.plan import Plan, slug
 
 
 def rows(out):
@@ -148,6 +148,13 @@ def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp
     assert {key: settings[key] for key in ("adapt_bn", "bn_statistics", "lr", "recolour", "rule")} == {
         "adapt_bn": True, "bn_statistics": "target", "lr": 0.01, "recolour": 0.7, "rule": "bdl"
     }  # fmt: skip
+
+
+def test_a_row_that_labels_nothing_starts_from_the_network_that_it_needs(tmp_path):
+    command = Plan(CELLS, tmp_path, [], [], []).command("after FDA, SAC", 3)
+    assert command[0] == "train_sac.py"
+    assert "--labeller" not in command
+    assert command[command.index("--init") + 1] == str(tmp_path / slug("FDA, beta 0.01", 3) / "checkpoint_last.pt")
 
 
 @pytest.mark.slow

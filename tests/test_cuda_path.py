@@ -60,6 +60,7 @@ METHODS = {
                   "--recolour", 0.7),
     "DACS, frozen": ("train_dacs", "--loss", "ohem", "--lambda-mask", 1),
     "DACS, given labels": ("train_dacs", "--lambda-mask", 1),
+    "SAC": ("train_sac", "--views", 2, "--confidence", 0, "--jitter", "--recolour", 0.7),
 }  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_a_method_runs_on_a_gpu(method: str, precision: str, place: SimpleNamesp
     assert entry["train"].get("overflows", 0) == 0
 
 
-@pytest.mark.parametrize("method", ["multi-level", "DACS, all"])
+@pytest.mark.parametrize("method", ["multi-level", "DACS, all", "SAC"])
 def test_a_gpu_computes_what_a_cpu_does(method: str, place: SimpleNamespace, tmp_path: Path) -> None:
     with cuda() as record:
         there = train(place, method, tmp_path / "cuda", "--precision", "fp32")
@@ -200,6 +201,8 @@ MISTAKES = {
         "weights.to(device)", "weights")),
     "which pictures are blurred": (WrongDevice, "source only", "datasets.appearance.together", "datasets.appearance", (
         "view(-1, 1, 1, 1).to(images.device, non_blocking=True)", "view(-1, 1, 1, 1)")),
+    "which views are drawn": (WrongDevice, "SAC", "adaptation.views.draw_views", "train_sac", (
+        "drawn.to(device, non_blocking=True)", "drawn")),
     "what recolouring draws": (WrongDevice, "source only", "adaptation.recolouring.texture", "adaptation.recolouring", (
         ".to(device, non_blocking=True)", "")),
     "AdaBN's pictures": (WrongDevice, "pseudo-labels", "adaptation.adabn.adapt_batch_norm", "training.adabn", (

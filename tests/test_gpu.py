@@ -27,7 +27,7 @@ from utils.metrics import ConfusionMatrix
 GPU, SIZE = "cuda", (128, 96)
 LARGER = ("--size", "128x96", "--source-size", "128x96")
 """Of pictures so large batch normalisation makes little of rounding."""
-SHARES = ("accuracy_source", "accuracy_target", "sure", "overflows")
+SHARES = ("accuracy_source", "accuracy_target", "sure", "labelled", "overflows")
 SCRIPTS = tuple(commands("", "", ""))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic; read at cuBLAS's first use

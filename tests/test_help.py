@@ -12,7 +12,8 @@ from models import SEGMENTERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [*sorted(path.stem for path in ROOT.glob("*.py")), "datasets.check", "datasets.street_scenes.writer"]
-OWN = {"adversarial": "--discriminator", "dacs": "--recipe", "fda": "--beta", "pseudo_labels": "--labeller"}
+OWN = {"adversarial": "--discriminator", "dacs": "--recipe", "fda": "--beta", "pseudo_labels": "--labeller",
+       "sac": "--init"}  # fmt: skip
 
 RUN = """
 import atexit, runpy, sys

@@ -74,7 +74,7 @@ def test_every_script_trains_it_and_its_checkpoint_is_used(name, script, game, c
     source = ("--gta5", game, *SOURCE)
     runs = {
         "train_cityscapes": (), "train_gta5": source, "train_adversarial": source, "train_fda": source,
-        "train_dacs": source,
+        "train_dacs": source, "train_sac": (*source, "--views", 2),
         "train_pseudo_labels": (*source, "--labeller", tmp_path / "train_gta5", "--max-class-share", 1),
     }  # fmt: skip
     for which, flags in runs.items():

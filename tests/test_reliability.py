@@ -105,13 +105,14 @@ def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
 
 
 @pytest.mark.slow
-def test_a_killed_mean_teacher_ends_as_one_that_was_not(tmp_path):
-    """With every extension, and a frozen network that labels."""
+@pytest.mark.parametrize("name", ["train_dacs", "train_sac"])
+def test_a_killed_mean_teacher_ends_as_one_that_was_not(name, tmp_path):
+    """DACS with every extension, and a frozen network that labels."""
     game = write_gta5(tmp_path / "gta5", count=4)
     city = write_cityscapes(tmp_path / "cityscapes", counts=(("train", 4), ("val", 2)))
     all_commands = commands(game, city, tmp_path / "labeller/checkpoint_last.pt")
     finished([*all_commands["train_cityscapes"], "--max-steps", "1"], tmp_path / "labeller")
-    command = all_commands["train_dacs"]
+    command = all_commands[name]
     finished(command, tmp_path / "straight")
     assert killed_and_resumed(command, tmp_path / "killed", 1, lambda: 0.1)["all"] == 1
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")

@@ -10,6 +10,7 @@ from adaptation.adversarial import INPUTS
 from adaptation.mean_teacher import DECAY
 from adaptation.mixing import SURE
 from adaptation.pseudo_labels import RULES
+from adaptation.sac import LEAST
 from adaptation.translation import TRANSLATIONS
 
 PLAIN = {
@@ -60,6 +61,7 @@ def method_name(settings: dict[str, Any]) -> str:
         "train_fda": _translation,
         "train_pseudo_labels": _pseudo_labels,
         "train_dacs": _dacs,
+        "train_sac": _sac,
     }.get(settings["script"], lambda s: s["script"])(settings)
     looks = [word for word in ("jitter", "blur") if settings.get(word)]
     others = [f"{key} {in_short(settings[key])}" for key, plain in PLAIN.items() if settings.get(key, plain) != plain]
@@ -115,3 +117,9 @@ def _dacs(settings: dict[str, Any]) -> str:
     published = {"lambda_mix": 1, "decay": DECAY, "confidence": SURE}
     words += [f"{key} {settings[key]:g}" for key, plain in published.items() if settings.get(key, plain) != plain]
     return " + ".join(words)
+
+
+def _sac(settings: dict[str, Any]) -> str:
+    published = {"views": 4, "lambda_target": 5, "confidence": LEAST, "decay": 0.9999}
+    others = (f"{key} {settings[key]:g}" for key, plain in published.items() if settings[key] != plain)
+    return ", ".join(["SAC", *others])

@@ -129,9 +129,12 @@ class Run:
         self._interruption.listen()
         self.journal.open(resumed, self.config["arguments"])
 
-    def stream(self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None) -> Iterator[Any]:
-        """Batches of a training set for `steps`, from the present step to the run's last."""
-        return self._streams.add(data, geometry, rare)
+    def stream(
+        self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None, pictures: int | None = None
+    ) -> Iterator[Any]:
+        """Batches of a training set for `steps`, from the present step to the run's last; of so many `pictures`, where
+        it is not the run's batch size."""
+        return self._streams.add(data, geometry, rare, pictures)
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, from 1; one that was interrupted is continued."""

@@ -45,22 +45,28 @@ class Streams:
         self.workers, self.device = workers, device
         self._streams: list[TrainingStream] = []
 
-    def add(self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None) -> Iterator[Any]:
-        """The set's batches on the device, from the run's present step to its last, as `datasets.stream` draws them."""
-        if len(data) < self.batch_size:
+    def add(
+        self, data: SegmentationSet, geometry: Geometry, rare: RareClasses | None = None, pictures: int | None = None
+    ) -> Iterator[Any]:
+        """The set's batches on the device, from the run's present step to its last, as `datasets.stream` draws them.
+        pictures: of a batch, where it is not the run's batch size; divisible as that is."""
+        pictures = pictures or self.batch_size
+        if len(data) < pictures:
+            fewer = max(2, len(data)) * self.batch_size // pictures
             print(
-                f"note: {data.name} has {counted(len(data), 'picture')} and a batch {self.batch_size}: some come twice "
-                f"in it; take more pictures, or --batch-size {max(2, len(data))}"
+                f"note: {data.name} has {counted(len(data), 'picture')} and a batch {pictures}: some come twice "
+                f"in it; take more pictures, or --batch-size {fewer}"
             )
         data = self.prepare(data, with_labels=True, skip=self.skip)
-        draws = self.progress.total_steps * self.batch_size
+        draws = self.progress.total_steps * pictures
         stream = TrainingStream(data, geometry, self.seed, len(self._streams), draws, self.skip, rare)
         self._streams.append(stream)
         return self._batches(stream)
 
     def _batches(self, stream: TrainingStream) -> Iterator[Any]:
-        share = Share(self.progress.step * self.batch_size, len(stream), self.batch_size, rank(), ranks())
-        part = self.batch_size // ranks() // self.accumulate
+        batch = len(stream) // self.progress.total_steps
+        share = Share(self.progress.step * batch, len(stream), batch, rank(), ranks())
+        part = batch // ranks() // self.accumulate
         loader = training_loader(stream, part, share, self.workers, self.device.type == "cuda", worker_signals)
         for drawn, problems in batches(loader):
             if problems:
@@ -69,11 +75,13 @@ class Streams:
 
     def pictures(self, step: int) -> str:
         """What the batch of a step (from 1) was drawn from, by name."""
-        draws = range((step - 1) * self.batch_size, step * self.batch_size)
-        return "; ".join(
-            f"{stream.data.name} " + ", ".join(stream.data.samples[stream.index(draw)].name for draw in draws)
-            for stream in self._streams
-        )
+
+        def names(stream: TrainingStream) -> Iterator[str]:
+            batch = len(stream) // self.progress.total_steps
+            for draw in range((step - 1) * batch, step * batch):
+                yield stream.data.samples[stream.index(draw)].name
+
+        return "; ".join(f"{stream.data.name} {', '.join(names(stream))}" for stream in self._streams)
 
 
 def _to(batch: Any, device: torch.device) -> Any:
