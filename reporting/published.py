@@ -58,6 +58,7 @@ METHODS = {
     "adversarial, standard + level multi": "42.35 (DeepLabV2, AdaptSegNet)",
     "FDA, beta 0.01": "50.45 (DeepLabV2; three bands and pseudo-labels)",
     "DACS": "52.1 (DeepLabV2)",
+    "SAC": "53.8 (DeepLabV2)",
 }
 """mIoU by method; where a network stands beside it, it is not BiSeNet-18. An oracle: the best checkpoint by the
 target's labels (ADVENT's test configuration)."""
