@@ -8,8 +8,9 @@ from conftest import one_line_error
 from torch import nn
 
 from measure_flops import networks
-from models import build_discriminator, build_segmenter
+from models import SEGMENTERS, build_discriminator, build_segmenter
 from models.deployment import Deployed, folded
+from models.exporting import Coarse, enlarged
 
 
 def with_statistics(model):
@@ -36,10 +37,35 @@ def test_folding_leaves_the_logits(build):
     logits, copy = model(images), folded(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
     torch.testing.assert_close(copy(images), logits, rtol=0, atol=2e-5 * float(logits.abs().max()))
+    pixels = (images[:1] * 255).byte().permute(0, 2, 3, 1)
+    coarse, expected = Coarse(model, images[:1]), model(pixels.permute(0, 3, 1, 2) / 255)
+    assert coarse.early  # what is exported is rearranged more
+    assert coarse.centred
+    found = enlarged(coarse(pixels), (64, 96))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the model is untouched
     for module in model.batch_norms()[:1]:  # some network has none
         module.bias.add_(1)
         assert not torch.allclose(folded(model)(images), logits)  # the statistics are in there
+
+
+def test_a_network_that_is_built_otherwise_is_exported_as_it_is():
+    """One that looks at the normalised picture before a convolution, and whose logits are finer than its features."""
+
+    class Other(SEGMENTERS["tiny"]):
+        def features(self, images):
+            return super().features(self.normalise(images).tanh())
+
+        def decode(self, features, size):
+            return super().decode(features, size).round(decimals=1)
+
+    model = with_statistics(Other())
+    coarse = Coarse(model, torch.rand(1, 3, 48, 64))
+    assert not coarse.centred
+    assert not coarse.early
+    given = torch.randint(0, 256, (1, 48, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(coarse(given).argmax(1), model(given.permute(0, 3, 1, 2) / 255).argmax(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
