@@ -25,10 +25,20 @@ from torch import Tensor, nn
 
 from datasets import SegmentationSet
 from datasets.check import check
-from datasets.domains import SOURCES, TARGETS, add_roots, open_source, open_target, roots, source_of, target_of
+from datasets.domains import (
+    SOURCES,
+    TARGETS,
+    add_roots,
+    open_source,
+    open_target,
+    protocol_of,
+    roots,
+    source_of,
+    target_of,
+)
 from datasets.files import picture_size, read_image
 from datasets.geometry import resize_image, resize_label
-from datasets.labels import CITYSCAPES, Classes, require_same_classes, to_cityscapes_ids
+from datasets.labels import CITYSCAPES, Classes, Protocol, require_same_classes, to_cityscapes_ids
 from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
@@ -47,7 +57,7 @@ PANEL_WIDTH = 512
 """Width of one picture in a side-by-side panel, at most; smaller pictures keep their size."""
 
 FIRST = (
-    *(f"--{key}" for key in TARGETS | SOURCES),
+    *(f"--{next(iter(table))}" for table in (TARGETS, SOURCES)),
     *("--split", "--unlabelled", "--adapt-bn", "--mean", "--json", "--save-predictions", "--save-side-by-side"),
     "--device",
 )
@@ -112,7 +122,7 @@ def main() -> None:
     models: dict[str, nn.Module] = {}
     sets: list[SegmentationSet] = []
     known: tuple[str, Classes] | None = None
-    named, records, configs, side_by_side = [], [], [], {}
+    named, records, configs, protocols, side_by_side = [], [], [], [], {}
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
         run, classes = trained_with(checkpoint, path), classes_of(checkpoint)
@@ -122,6 +132,7 @@ def main() -> None:
             )
         model = build_from_checkpoint(checkpoint, path).to(args.device)
         configs.append(checkpoint["config"])
+        protocols.append(protocol_of(run))  # of the source that it learnt from, whatever it is evaluated on
         data = _data(args, run, path)
         sets.append(data)
         known = known or (str(path), classes)
@@ -142,7 +153,7 @@ def main() -> None:
         if args.precision != "fp32" or args.compile:
             model = Deployed(model, PRECISIONS[args.precision], args.compile)
         models[name] = model
-        metrics = _evaluate(args, model, data, classes, name, side_by_side)
+        metrics = _evaluate(args, model, data, classes, protocols[-1], name, side_by_side)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
                        | {"precision": args.precision}
@@ -152,7 +163,8 @@ def main() -> None:
     elif args.mean is not False and len(models) > 1:
         if len({data.size for data in sets}) == 1:
             name = f"mean of {len(models)}"
-            metrics = _evaluate(args, MeanSoftmax(list(models.values())), data, classes, name, side_by_side)
+            mean, shared = MeanSoftmax(list(models.values())), protocols[0] if None not in protocols else None
+            metrics = _evaluate(args, mean, data, classes, shared, name, side_by_side)
             named.append((name, metrics))
             records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
                            | {"adapt_bn": args.adapt_bn, "precision": args.precision}
@@ -172,13 +184,14 @@ def main() -> None:
 
 
 def _evaluate(
-    args: argparse.Namespace, model: nn.Module, data: SegmentationSet, classes: Classes, name: str,
-    side_by_side: SideBySide,
+    args: argparse.Namespace, model: nn.Module, data: SegmentationSet, classes: Classes, protocol: Protocol | None,
+    name: str, side_by_side: SideBySide,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of one network, or of several as one; saves the pictures that were asked for."""
     loader = evaluation_loader(data, args.workers)
     loaded = tracked(batches(loader), len(loader), name)
-    return evaluate(model, loaded, args.device, classes.names, _saver(args, data, classes, name, side_by_side))
+    save = _saver(args, data, classes, name, side_by_side)
+    return evaluate(model, loaded, args.device, classes.names, save, protocol)
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:

@@ -39,7 +39,7 @@ from reporting.student_tables import student_tables
 from reporting.tables import assignment_tables, counted_networks, runs_table
 from training.provenance import commit
 from utils.flags import default_device, device, whole
-from utils.tables import markdown, mean_and_deviation
+from utils.tables import OF_PART, markdown, mean_and_deviation, mean_title, means_in
 
 HEADER = ("experiment", "runs", "accuracy (%)", "mIoU (%)", "classes", "oracle best mIoU (%)", "source mIoU (%)")
 
@@ -78,11 +78,16 @@ def main() -> None:
         for seed in experiment.repeated_seeds():
             print(f"note: {experiment.label}: several runs have the seed {seed}; a deviation is over seeds")
     rows = [row(name, experiment) for name, experiment in zip(told_apart(finished, network), finished, strict=True)]
-    print(markdown(HEADER, rows))
+    means = means_in(run.target for experiment in finished for run in experiment.runs)
+    rows = [[*own, *(mean_and_deviation(e.figure("target", mean)) for mean in means)]
+            for own, e in zip(rows, finished, strict=True)]  # fmt: skip
+    print(markdown((*HEADER, *(f"{mean_title(mean)} (%)" for mean in means)), rows))
     print("\nHeadline: the last checkpoint on the target. Oracle: the best epoch chosen by the target's own labels,")
     print(
         "which no adaptation has. Source: frames held out of the source's training set. Mean and deviation over runs."
     )
+    if means:
+        print(OF_PART)
     if args.out is not None:
         write(args, found, costs, left_out)
 

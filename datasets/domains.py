@@ -23,24 +23,28 @@ from utils.errors import UserError
 
 from .cityscapes import cityscapes
 from .gta5 import gta5
-from .labels import ENCODINGS
+from .labels import ENCODINGS, SYNTHIA_PROTOCOL, Protocol
 from .segmentation import SegmentationSet
+from .synthia import synthia
 
 
 @dataclass(frozen=True)
 class Domain:
     """A line of a table. size: default working size (width, height). encodings: what its label files may hold, where
-    users can say so; the first is the default. mapping: whether users may map its ids with a JSON file."""
+    users can say so; the first is the default. mapping: whether users may map its ids with a JSON file. protocol: of a
+    source whose benchmark has other means than that of all classes."""
 
     title: str
     load: Callable[..., SegmentationSet]
     size: tuple[int, int]
     encodings: tuple[str, ...] = ()
     mapping: bool = False
+    protocol: Protocol | None = None
 
 
 SOURCES = {
     "gta5": Domain("GTA5", gta5, (1280, 720), ENCODINGS, mapping=True),
+    "synthia": Domain("SYNTHIA", synthia, (1280, 760), protocol=SYNTHIA_PROTOCOL),
 }
 TARGETS = {
     "cityscapes": Domain("Cityscapes", cityscapes, (1024, 512)),
@@ -128,6 +132,12 @@ def _named(table: Mapping[str, Domain], given: Mapping[str, Any], role: str) -> 
     if len(found) > 1:
         raise UserError(f"{' and '.join(f'--{key}' for key in found)}: a run has one {role}; name one of them")
     return found[0] if found else None
+
+
+def protocol_of(given: Mapping[str, Any]) -> Protocol | None:
+    """Of the source that is named: what is measured beside the mean IoU of all classes."""
+    key = source_of(given)
+    return None if key is None else SOURCES[key].protocol
 
 
 def open_source(given: Mapping[str, Any], labelled: bool = True) -> SegmentationSet:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-from .labels import IGNORE, UNKNOWN_COLOUR, LabelTable
+from .labels import IGNORE, RED16, UNKNOWN_COLOUR, LabelTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 100_000_000
@@ -28,8 +28,9 @@ MAX_UNKNOWN_SHARE = 0.5
 """Colours in no table are ignored pixels; a file in which more than this share is unknown is no label of ours."""
 
 
-def _open(path: Path) -> Image.Image:
-    """Decodes the file. Raises `UserError` naming it for anything that is not a whole, sane picture."""
+def _open(path: Path, sixteen: bool = False) -> Image.Image:
+    """Decodes the file; `sixteen`: a 16-bit RGB PNG, of which it gives the low bytes. Raises `UserError` naming it for
+    anything that is not a whole, sane picture."""
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
@@ -39,6 +40,8 @@ def _open(path: Path) -> Image.Image:
                     f"{path}: claims {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,} or of "
                     f"{MAX_SIDE:,} a side; the file is damaged or no street picture"
                 )
+            if sixteen:
+                _take_low_bytes(path, image)
             image.load()
             return image
     except UnidentifiedImageError:
@@ -47,6 +50,23 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{path}: cannot be decoded ({error}); the file is cut short or damaged") from None
+
+
+def _take_low_bytes(path: Path, image: Image.Image) -> None:
+    """Pillow makes 16-bit RGB 8-bit by its high bytes: every class of SYNTHIA would be 0, without a word."""
+    if [tile[3] for tile in image.tile] != ["RGB;16B"]:
+        if image.mode in ("RGB", "RGBA"):
+            cause = "is this from GT/COLOR, or was it saved by a program that keeps 8 bits? Unpack GT/LABELS again"
+        else:
+            cause = "copies with Cityscapes ids belong in synthia_mapped_to_cityscapes/"
+        raise UserError(
+            f"{path}: expected a 16-bit RGB PNG, as SYNTHIA's labels are, found 8-bit {image.format} or another mode "
+            f"({image.mode}); {cause}"
+        )
+    image.tile = [
+        tile._replace(args="RGB;16L") if hasattr(tile, "_replace") else (*tile[:3], "RGB;16L")  # Pillow 10's are plain
+        for tile in image.tile
+    ]
 
 
 def stamp(path: Path) -> list[str | int]:
@@ -86,8 +106,8 @@ def read_image(path: Path, upright: bool = False) -> Tensor:
 def read_label(path: Path, encoding: str, table: LabelTable, mapping: dict[int, int] | None = None) -> Tensor:
     """uint8 [H, W] train ids at the file's own size.
 
-    `encoding` is one of `labels.ENCODINGS`; `auto` takes an RGB file for colours, any other for ids. `mapping`
-    (id -> train id) replaces the one of `table`. Raises `UserError` for values that the encoding cannot hold.
+    `encoding` is one of `labels.ENCODINGS`, or `labels.RED16`; `auto` takes an RGB file for colours, any other for ids.
+    `mapping` (id -> train id) replaces the one of `table`. Raises `UserError` for values that the encoding cannot hold.
     """
     values, held = raw_label(path, encoding, table)
     classes, by_id = len(table.classes), table.by_id(mapping)
@@ -115,7 +135,9 @@ def raw_label(path: Path, encoding: str, table: LabelTable) -> tuple[np.ndarray,
 
     Colours come as the ids of `table`, `labels.UNKNOWN_COLOUR` where the colour is unknown.
     """
-    image = _open(path)
+    image = _open(path, sixteen=encoding == RED16)
+    if encoding == RED16:
+        return np.array(image.getchannel("R")), encoding
     if image.format != "PNG":
         raise UserError(f"{path}: a label as {image.format}? Its compression invents values; labels must be PNG")
     if encoding == "auto":

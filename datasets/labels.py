@@ -1,7 +1,8 @@
 """The classes of a data set, and the table that turns what lies in its label files into their train ids.
 
-Cityscapes' own table (Cordts et al., CVPR 2016) stands here; GTA5 shares it (Richter et al., ECCV 2016). Another data
-set makes a `LabelTable` of its own. A label is never guessed: whatever is not in its table is `IGNORE`.
+Cityscapes' own table (Cordts et al., CVPR 2016) stands here; GTA5 shares it (Richter et al., ECCV 2016). SYNTHIA has
+other ids of the same classes (Ros et al., CVPR 2016). Another data set makes a `LabelTable` of its own. A label is
+never guessed: whatever is not in its table is `IGNORE`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ IGNORE = metrics.IGNORE
 
 ENCODINGS = ("auto", "ids", "trainIds", "colours")
 """What a label file may hold: the ids of its table, train ids, or the RGB colours of the table. auto: by its mode."""
+
+RED16 = "synthia"
+"""What SYNTHIA's files hold beside these: 16-bit RGB whose red is the id of its table, whose green an instance."""
 
 UNKNOWN_COLOUR = 254
 """What `LabelTable.colour_ids` gives for a colour that is in no table; never an id."""
@@ -193,6 +197,43 @@ CITYSCAPES = Classes(tuple(row[1] for row in _BY_TRAIN_ID), tuple(row[3] for row
 
 CITYSCAPES_LABELS = LabelTable("Cityscapes", CITYSCAPES, tuple(Label(*row) for row in _ROWS), "car")
 """What label files of Cityscapes and GTA5 hold."""
+
+# Of SYNTHIA-RAND-CITYSCAPES: (id, name, Cityscapes' class or None). Terrain, truck and train have ids and no pixel.
+# Lane markings are ignored, as in CBST, CLAN, FADA and DAFormer; RTDA makes them road, which is another protocol.
+_SYNTHIA = (
+    *((0, "void", None), (1, "sky", "sky"), (2, "building", "building"), (3, "road", "road")),
+    *((4, "sidewalk", "sidewalk"), (5, "fence", "fence"), (6, "vegetation", "vegetation"), (7, "pole", "pole")),
+    *((8, "car", "car"), (9, "traffic sign", "traffic sign"), (10, "pedestrian", "person"), (11, "bicycle", "bicycle")),
+    *((12, "motorcycle", "motorcycle"), (13, "parking slot", None), (14, "road work", None)),
+    *((15, "traffic light", "traffic light"), (16, "terrain", "terrain"), (17, "rider", "rider")),
+    *((18, "truck", "truck"), (19, "bus", "bus"), (20, "train", "train"), (21, "wall", "wall")),
+    (22, "lane marking", None),
+)
+
+
+def _synthia(id_: int, name: str, same: str | None) -> Label:
+    train = IGNORE if same is None else CITYSCAPES.index(same)
+    return Label(id_, name, train, (0, 0, 0) if same is None else CITYSCAPES.colours[train])
+
+
+SYNTHIA_LABELS = LabelTable("SYNTHIA", CITYSCAPES, tuple(_synthia(*row) for row in _SYNTHIA))
+"""What label files of SYNTHIA hold. Its own colours are not read: these are Cityscapes'."""
+
+
+class Protocol(NamedTuple):
+    """How a benchmark reads a confusion matrix of more classes than it knows: pixels whose label is none of `counted`
+    count nowhere, while a pixel predicted as another class is wrong. means: a figure's name -> over which classes' IoU
+    it is the mean."""
+
+    counted: tuple[str, ...]
+    means: dict[str, tuple[str, ...]]
+
+
+_SIXTEEN = tuple(name for name in CITYSCAPES.names if name not in ("terrain", "truck", "train"))
+_THIRTEEN = tuple(name for name in _SIXTEEN if name not in ("wall", "fence", "pole"))
+SYNTHIA_PROTOCOL = Protocol(_SIXTEEN, {"miou16": _SIXTEEN, "miou13": _THIRTEEN})
+"""Of SYNTHIA to Cityscapes: the target's terrain, truck and train are ignored; both means are of the same 16 (CBST,
+ADVENT, FADA). DAFormer's README has another one: all pixels count, and the mean of 19 is taken times 19/16."""
 
 CLASS_NAMES: tuple[str, ...] = CITYSCAPES.names
 PALETTE: np.ndarray = CITYSCAPES.palette

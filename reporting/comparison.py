@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from datasets.domains import TARGETS
-from utils.tables import NOT_RUN, Cell, Table
+from utils.tables import NOT_RUN, OF_PART, Cell, Table, mean_title, means_in
 
 from . import published
 from .published import NOTE, OTHER_REPORTS_NOTE
@@ -64,6 +64,7 @@ def gap_recovered(e: Experiment, baseline: Experiment, bound: Experiment) -> lis
 def comparison(experiments: Sequence[Experiment]) -> Table:
     """Every experiment, in the order of `METHODS`, and those that were not run."""
     rows = []
+    means = means_in(run.target for e in experiments for run in e.runs)
     named: dict[str, list[Experiment]] = {row: [] for row in METHODS}
     for e in experiments:
         named.setdefault(e.method, []).append(e)
@@ -71,10 +72,12 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
         others = [published.METHODS.get(row, "-"), published.OTHER_REPORTS.get(row, "-")]
         for e in found:
             gap, differing = _gap(e, experiments)
-            rows.append([e.label, *measured(e), gap, *others, e.figure("source", "miou"), differing, *made(e)])
+            own = [*measured(e), *(e.figure("target", mean) for mean in means)]
+            rows.append([e.label, *own, gap, *others, e.figure("source", "miou"), differing, *made(e)])
         if not found:
-            rows.append([row, *[NOT_RUN] * (len(FIGURES) + 1), *others, *[NOT_RUN] * 4])
-    header = ("method", *FIGURES, "gap recovered (%)", "published mIoU (%)", OTHERS, "source mIoU (%)",
+            rows.append([row, *[NOT_RUN] * (len(FIGURES) + len(means) + 1), *others, *[NOT_RUN] * 4])
+    titles = (f"{mean_title(mean)} (%)" for mean in means)
+    header = ("method", *FIGURES, *titles, "gap recovered (%)", "published mIoU (%)", OTHERS, "source mIoU (%)",
               "references differ in", "runs", "setting")  # fmt: skip
     notes = (
         HEADLINE,
@@ -82,6 +85,7 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
         "Gap recovered = (adapted - source only) / (upper bound - source only), seed by seed where all three have the "
         "seed, else of the means. References: the source-only and upper-bound runs of the same network on the same "
         "pictures that differ least; compare only what differs in the method alone.",
+        *((OF_PART,) if means else ()),
         "Source: frames held out of the source's training set.",
         NOTE,
         OTHER_REPORTS_NOTE,

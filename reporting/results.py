@@ -17,6 +17,7 @@ from training.methods import evaluated_as, in_short, method_name, started_from
 from training.resumption import arguments_of
 from utils.errors import UserError
 from utils.files import parse_json, read_json
+from utils.tables import means_in
 
 from .sanity import config_is_sane, confusion_is_sane, figures_are_sane, history_is_sane
 
@@ -47,6 +48,9 @@ BESIDE = {
     "max_class_share",
 }
 """Arguments in which the runs of one experiment may differ."""
+
+TARGET = ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")
+"""Of result.json, and of eval.py's figures."""
 
 
 class Unfinished(UserError):
@@ -112,8 +116,13 @@ class Experiment:
         """Whether it is a run's own figure: no AdaBN afterwards, no mean of several networks."""
         return not self.runs[0].adapt_bn and not self.runs[0].members
 
+    @property
+    def of_assignment(self) -> bool:
+        """Whether it may fill a row of the assignment, or of the student report, which know one source, GTA5."""
+        return self.plain and not self.means
+
     def figure(self, part: str, name: str) -> list[float]:
-        """Per cent of each run that has it. part: target, oracle or source; name: accuracy, miou, or a class."""
+        """Per cent of each run that has it. part: target, oracle or source; name: accuracy, a mean, or a class."""
         found = [one for one in (getattr(run, part) for run in self.runs) if one is not None]
         values = [one["iou"].get(name, one.get(name)) for one in found]
         return [100 * value for value in values if value is not None]
@@ -122,6 +131,11 @@ class Experiment:
     def class_names(self) -> tuple[str, ...]:
         """The classes that its networks tell apart, in their order; none where it has not finished."""
         return tuple(self.runs[0].target["iou"]) if self.finished else ()
+
+    @property
+    def means(self) -> list[str]:
+        """The means over a part of the classes that it has: those of SYNTHIA's benchmark, which is not GTA5's."""
+        return means_in(run.target for run in self.runs if run.target is not None)
 
     def by_seed(self) -> dict[int | None, float]:
         """mIoU on the target (fraction) of each seed that has one."""
@@ -178,7 +192,7 @@ def read_run(directory: Path) -> Measured:
         raise Unfinished(f"{directory}: has not ended (--resume goes on)")
     try:
         result = read_json(path)
-        target = {key: result[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
+        target = {key: result[key] for key in (*TARGET, *means_in([result]))}
         parts = [figures for figures in (target, result["oracle"], result["source"]) if figures is not None]
         whole = all(figures_are_sane(figures, target["iou"]) for figures in parts)
         run = _run(directory, target, result["oracle"], result["source"], result.get("confusion"))
@@ -247,7 +261,7 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
         return note(f"{where}: its run cannot be read ({error})")
     if any(run.target["pictures"] != record["pictures"] for run in runs):
         return note(f"{where}: measured on other pictures than its run")
-    target = {key: record[key] for key in ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")}
+    target = {key: record[key] for key in (*TARGET, *means_in([record]))}
     square = confusion_is_sane(record.get("confusion"), len(target["iou"]))
     if not (figures_are_sane(target, runs[0].target["iou"]) and square and isinstance(record["name"], str)):
         raise ValueError("figures out of range")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from utils.tables import means_in
+
 LARGEST = 1e15
 """Of any number: beyond, floats no longer count, and charts have no axis."""
 
@@ -29,7 +31,8 @@ def is_duration(value: Any) -> bool:
 
 def figures_are_sane(figures: dict[str, Any], classes: Mapping[str, Any]) -> bool:
     """Fractions or None, one for each of `classes`, which have names."""
-    values = [figures["accuracy"], figures["miou"], *(figures["iou"][name] for name in classes)]
+    values = [figures[name] for name in ("accuracy", "miou", *means_in([figures]))]
+    values += [figures["iou"][name] for name in classes]
     return all(name.isprintable() for name in figures["iou"].keys() | classes.keys()) and all(
         value is None or (is_number(value) and 0 <= value <= 1) for value in values
     )

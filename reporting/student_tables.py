@@ -44,7 +44,7 @@ def student_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Tabl
 def source_only_with(looks: tuple[str, ...]) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
         own = tuple(look for look in ("jitter", "blur", "recolour") if e.settings.get(look))
-        return e.plain and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
+        return e.of_assignment and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
 
     return fits
 

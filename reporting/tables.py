@@ -53,7 +53,7 @@ def upper_bound_on(model: str, backbone: str) -> Callable[[Experiment], bool]:
 def adversarial_with(kind: str) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
         wanted = {"discriminator": kind, "level": "output", "input": "softmax", "min_entropy": False}
-        of_row = e.plain and e.script == "train_adversarial" and e.settings["model"] == "bisenet"
+        of_row = e.of_assignment and e.script == "train_adversarial" and e.settings["model"] == "bisenet"
         of_row = of_row and not e.settings.get("recolour")
         return of_row and all(e.settings.get(key) == value for key, value in wanted.items())
 
@@ -66,7 +66,7 @@ def variation(step: str) -> Callable[[Experiment], bool]:
                "f": ("train_dacs", None)}  # fmt: skip
 
     def fits(e: Experiment) -> bool:
-        if not e.plain:
+        if not e.of_assignment:
             return False
         if step == "d":
             return e.settings["model"] not in ("bisenet", "deeplabv2", "deeplab_vgg16")

@@ -20,6 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from datasets.domains import SOURCES, TARGETS
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
 from training.checkpoint import load_checkpoint
 from utils.errors import run_script
@@ -27,7 +28,7 @@ from utils.interruption import Interruption, Stop
 
 torch.set_num_threads(1)  # the tests' pictures are small: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so for the scripts that tests start
-for variable in ("GTA5", "CITYSCAPES"):  # a user's own data
+for variable in map(str.upper, SOURCES | TARGETS):  # a user's own data
     os.environ.pop(variable, None)
 os.fsync = lambda descriptor: None  # no test pulls the plug; in which order files are synced, one test records
 # Boards of one second are read in the order of these numbers, as text: the tests' runs are that short.

@@ -14,7 +14,7 @@ def test_mistakes_in_data_are_one_line(script, city, game, tmp_path):
     assert "no such folder" in one_line_error(script(*upper(tmp_path / "nowhere", run)))
     assert "no such folder" in one_line_error(script(*source_only(tmp_path / "nowhere", city, run)))
     assert "--cityscapes DIR is missing" in one_line_error(script("train_cityscapes", "--weights", "none"))
-    assert "--gta5 DIR is missing" in one_line_error(script("train_gta5", "--cityscapes", city))
+    assert "--gta5 DIR or --synthia DIR is missing" in one_line_error(script("train_gta5", "--cityscapes", city))
     empty = write_cityscapes(tmp_path / "empty", counts=(("train", 2),))
     (empty / "leftImg8bit/val").mkdir()
     assert "split is empty" in one_line_error(script(*upper(empty, run)))

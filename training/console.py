@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from utils.bar import Lines, bar
-from utils.tables import duration, percent
+from utils.tables import duration, means_in, percent
 
 from .progress import Progress
 
@@ -36,7 +36,9 @@ def epoch_line(progress: Progress, losses: Mapping[str, float], figures: Mapping
     """`mIoU 34.1 (source 55.0), epoch 2/50, step 3120/78000, 41 min: loss 0.51`. figures: set -> what was measured on
     it, the target first; seconds: since the run's begin."""
     first, *others = figures
-    beside = ", ".join(f"{name} {percent(figures[name]['miou'])}" for name in others)
+    means = means_in([figures[first]])
+    beside = [f"{name.removeprefix('miou')} classes {percent(figures[first][name])}" for name in means]
+    beside = ", ".join(beside + [f"{name} {percent(figures[name]['miou'])}" for name in others])
     return (
         f"mIoU {percent(figures[first]['miou'])}" + (f" ({beside})" if beside else "")
         + f", epoch {progress.epoch}/{progress.epochs}, step {progress.step}/{progress.total_steps}, "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adaptation.entropy import prediction_entropy
 from datasets.appearance import to_float
+from datasets.labels import Protocol
 from utils.distributed import from_each, sum_over_ranks
 from utils.metrics import ConfusionMatrix
 
@@ -31,10 +32,11 @@ def evaluate(
     device: torch.device,
     class_names: tuple[str, ...],
     each: Callable[[int, Tensor, Tensor, Tensor | None], None] | None = None,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
-    """Fractions, ready for JSON: accuracy, mean_class_accuracy, miou, iou (name -> fraction or None),
-    classes_evaluated, entropy (mean over all pixels, labels unused), pictures, confusion (pixels by label and
-    prediction, a row a label).
+    """Fractions, ready for JSON: accuracy, mean_class_accuracy, miou, the means of `protocol` by their names, iou (name
+    -> fraction or None), classes_evaluated, entropy (mean over all pixels, labels unused), pictures, confusion (pixels
+    by label and prediction, a row a label).
 
     batches: (uint8 [B, 3, H, W] at the working size, B labels uint8 [h, w] at their own size, or None). The figures
     are taken at each label's own resolution; without labels they are None. `each(number, image [3, H, W], logits
@@ -66,11 +68,26 @@ def evaluate(
         "accuracy": _number(matrix.accuracy()),
         "mean_class_accuracy": _number(matrix.mean_class_accuracy()),
         "miou": _number(matrix.miou()),
+        **({} if protocol is None else protocol_means(matrix, class_names, protocol)),
         "iou": {name: _number(value) for name, value in zip(class_names, iou, strict=True)},
         "classes_evaluated": int(matrix.present().sum()),
         "entropy": entropy / max(1, pictures),
         "pictures": pictures,
         "confusion": matrix.matrix.tolist(),
+    }
+
+
+def protocol_means(
+    matrix: ConfusionMatrix, class_names: tuple[str, ...], protocol: Protocol
+) -> dict[str, float | None]:
+    """Name -> mean IoU (fraction, None without a labelled pixel) over the classes of it that occur in the labels.
+    Nothing where the network has not all of the protocol's classes."""
+    if not set(protocol.counted) <= set(class_names):
+        return {}
+    counted = matrix.of_labels([class_names.index(name) for name in protocol.counted])
+    return {
+        figure: _number(counted.miou([class_names.index(name) for name in names]))
+        for figure, names in protocol.means.items()
     }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from datasets import SegmentationSet
 from datasets.appearance import to_float
-from datasets.labels import Classes
+from datasets.labels import Classes, Protocol
 from datasets.pictures import panel
 from datasets.stream import batches, evaluation_loader
 from utils.bar import tracked
@@ -40,9 +40,10 @@ class Evaluator:
         device: torch.device,
         classes: Classes,
         pause: Callable[[], None],
+        protocol: Protocol | None = None,
     ) -> None:
         self.prepare, self.workers, self.device, self.pause = prepare, workers, device, pause
-        self.classes = classes
+        self.classes, self.protocol = classes, protocol
         self.confusion: dict[str, list[list[int]]] = {}
         self._prepared: dict[str, SegmentationSet] = {}
 
@@ -63,7 +64,7 @@ class Evaluator:
             share_buffers(network)
             most = len(evaluation_loader(self._prepared[data.name], 0, share=(0, ranks())))
             loaded = tracked(self._paused(batches(loader), most), len(loader), f"evaluation on {data.name}")
-            found[name] = evaluate(network, loaded, self.device, self.classes.names)
+            found[name] = evaluate(network, loaded, self.device, self.classes.names, protocol=self.protocol)
             self.confusion[name] = found[name].pop("confusion")
         return found
 

@@ -34,7 +34,8 @@ from .checkpoint import checkpoint_file
 from .gradients import PRECISIONS, default_precision
 
 FIRST = ("--demo", "--backbone", "--epochs", "--batch-size", "--seed", "--run-dir", "--resume")
-"""With the data's roots and one flag of a script's own, the ten that one needs first. --help shows no others."""
+"""With the first source, the first target and one flag of a script's own, the ten that one needs first. --help shows no
+others."""
 SETTINGS = ("paper", "report")
 """Names in `models.Segmenter.settings`."""
 
@@ -94,7 +95,7 @@ def default_directory(args: argparse.Namespace) -> Path:
 def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.ArgumentParser:
     """The common flags; `source` tells whether the experiment reads one too. A script adds its own, then `parse`s.
     first: the flag of its own that --help shows beside those in `FIRST`."""
-    shown = (*(f"--{key}" for key in SOURCES | TARGETS), *FIRST, first)
+    shown = (*(f"--{next(iter(table))}" for table in (SOURCES, TARGETS)), *FIRST, first)
     parser = Parser(first=shown, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     add_flags(data, TARGETS, "root of {title}, the target ({variable})", "train on the pictures named here only")

@@ -17,6 +17,7 @@ from datasets.pictures import row
 from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.tables import means_in
 
 from .board import NoBoard, dense, log_arguments, narrow, open_board, pictured
 from .checkpoint import LAST
@@ -143,7 +144,7 @@ class Journal:
         entry = {"epoch": progress.epoch, "step": progress.step, "rate": rate, "train": losses, **figures}
         self.history.append(entry)
         for name, measured in figures.items():
-            for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy"):
+            for figure in ("accuracy", "miou", "mean_class_accuracy", "entropy", *means_in([measured])):
                 if measured[figure] is not None:
                     self.board.add_scalar(f"{name}/{figure}", measured[figure], progress.step)
             for label, iou in measured["iou"].items():

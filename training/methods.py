@@ -12,6 +12,7 @@ from adaptation.mixing import SURE
 from adaptation.pseudo_labels import RULES
 from adaptation.sac import LEAST
 from adaptation.translation import TRANSLATIONS
+from datasets.domains import SOURCES
 
 PLAIN = {
     "loss": "ce",
@@ -62,10 +63,18 @@ def method_name(settings: dict[str, Any]) -> str:
         "train_pseudo_labels": _pseudo_labels,
         "train_dacs": _dacs,
         "train_sac": _sac,
-    }.get(settings["script"], lambda s: s["script"])(settings)
+    }.get(settings["script"], lambda s: s["script"])(settings) + _learnt_from(settings)
     looks = [word for word in ("jitter", "blur") if settings.get(word)]
     others = [f"{key} {in_short(settings[key])}" for key, plain in PLAIN.items() if settings.get(key, plain) != plain]
     return " + ".join([kind, *looks, *others])
+
+
+def _learnt_from(settings: dict[str, Any]) -> str:
+    """The source, where it is another than the first of the table, GTA5; the upper bound has none."""
+    named = [key for key in SOURCES if settings.get(key) is not None]
+    if settings["script"] == "train_cityscapes" or named in ([], [next(iter(SOURCES))]):
+        return ""
+    return f" from {' and '.join(SOURCES[key].title for key in named)}"
 
 
 def _adversarial(settings: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets import SegmentationSet
+from datasets.domains import protocol_of
 from datasets.geometry import Geometry
 from datasets.rare_classes import RareClasses
 from datasets.segmentation import shared_classes
@@ -75,7 +76,8 @@ class Run:
             skip=args.on_bad_sample == "skip", workers=args.workers, device=self.device,
         )  # fmt: skip
         self.journal = Journal(self.directory, self.progress, self._streams.pictures, self.device)
-        self.evaluator = Evaluator(prepare, args.workers, self.device, self.classes, self.pause)
+        protocol = protocol_of(vars(args))
+        self.evaluator = Evaluator(prepare, args.workers, self.device, self.classes, self.pause, protocol)
         kept = (self.journal, self._bad, self.evaluator)
         self.archive = Archive(self.directory, self.config, self.classes, self.progress, kept)
         self._interruption = Interruption(args.stop_after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -58,9 +59,19 @@ class ConfusionMatrix:
         union = (self.matrix.sum(dim=0) + self.matrix.sum(dim=1)).double() - hits
         return torch.where(self.present(), hits / union, torch.nan)
 
-    def miou(self) -> float:
-        """Mean IoU over the classes present in the ground truth, in [0, 1]; NaN without a single valid pixel."""
-        return float(self.iou()[self.present()].mean())
+    def miou(self, classes: Sequence[int] | None = None) -> float:
+        """Mean IoU over the classes (all of them) present in the ground truth, in [0, 1]; NaN without one."""
+        chosen = slice(None) if classes is None else list(classes)
+        iou = self.iou()[chosen]
+        return float(iou[~iou.isnan()].mean())
+
+    def of_labels(self, labels: Sequence[int]) -> ConfusionMatrix:
+        """The pixels with those labels alone. What they were predicted as stays, whatever class that is."""
+        rows = torch.zeros(self.num_classes, 1, dtype=torch.int64, device=self.matrix.device)
+        rows[list(labels)] = 1
+        found = ConfusionMatrix(self.num_classes)
+        found.matrix = self.matrix * rows
+        return found
 
     def accuracy(self) -> float:
         """Share of the valid pixels that are predicted right; NaN without a single one."""
