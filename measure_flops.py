@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from models.deployment import Deployed
-from reporting.costs import count, example, networks
+from reporting.costs import FEATURES_NOTE, count, example, networks
 from training.gradients import PRECISIONS
 from training.provenance import device_name
 from utils.files import write_atomically, write_json
@@ -71,8 +71,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
-    known = networks()
+    args, known = parse_args(), networks()
     chosen = {name: build for name, build in known.items() if any(text in name for text in args.only)}
     if not chosen:
         raise UserError(f"--only {' '.join(args.only)}: no network is called so; there are {', '.join(known)}")
@@ -183,7 +182,8 @@ def tables(costs: dict[str, dict[str, Any]], args: argparse.Namespace) -> str:
         for name, cost in costs.items()
     ]
     header = ("network", "parameters, training", "inference", "fvcore's count", "conv MACs", "FLOPs = 2 x conv MACs")
-    parts = [f"Counts at {width}x{height}, one picture", markdown(header, counts)]
+    features = f". {FEATURES_NOTE}" if "discriminator class" in costs else ""
+    parts = [f"Counts at {width}x{height}, one picture{features}", markdown(header, counts)]
     times = [
         [
             name,

@@ -2,6 +2,7 @@
 
 AdaptSegNet (Tsai et al., CVPR 2018): the segmenter learns the source's labels and to make its predictions on the
 target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CVPR 2019) are its siblings on entropy.
+FADA (Wang et al., ECCV 2020) aligns features, class by class.
 
     python train_adversarial.py --gta5 DIR --cityscapes DIR                                  standard discriminator
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator depthwise        the lightweight one
@@ -9,6 +10,7 @@ target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CV
     python train_adversarial.py --gta5 DIR --cityscapes DIR --input entropy                  AdvEnt
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator none --min-entropy      MinEnt
     python train_adversarial.py --gta5 DIR --cityscapes DIR --model deeplabv2 --level multi  multi-level
+    python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator class --level feature   FADA
     python train_adversarial.py --demo                                          street scenes, minutes on a CPU
 
 The target passes through the network in training mode and moves the running statistics of batch normalisation, also at
@@ -18,7 +20,7 @@ target's statistics only.
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_script  # before torch, for a quick --help
+from utils.errors import run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -29,14 +31,16 @@ import torch
 from torch import Tensor, nn
 
 from adaptation.adabn import statistics_kept
-from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET
+from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET, Gan, View
+from adaptation.class_level import soft_labels, tempered
 from adaptation.entropy import class_prior_loss, min_entropy_loss
 from adaptation.losses import Outputs, SegmentationLoss, segmentation_loss
 from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts, class_shares
-from models import DISCRIMINATORS, SEGMENTERS
-from training.building import adam, both_domains, discriminators_for, geometry, poly, segmenter, sgd, supervised_loss
+from models import DISCRIMINATORS
+from training.adversaries import discriminators_for, gan_for, require_meaning
+from training.building import adam, both_domains, geometry, poly, segmenter, sgd, supervised_loss
 from training.flags import parse, training_parser
 from training.gradients import Gradients
 from training.method_flags import add_statistics_flag
@@ -75,18 +79,7 @@ def parse_args() -> argparse.Namespace:
     add("--lambda-prior", 1e-3, "weight of the loss for that; no source that we know names one")
     add_statistics_flag(adversarial)
     args = parse(parser)
-    if args.level == "feature" and args.input == "entropy":
-        raise UserError("--level feature with --input entropy: features are no probabilities and have no entropy")
-    if args.level == "multi" and SEGMENTERS[args.model].multi_level_options is None:
-        raise UserError(f"--level multi: {SEGMENTERS[args.model].title} has no auxiliary logits to look at")
-    least = 8 * DISCRIMINATORS[args.discriminator].min_side if args.discriminator in DISCRIMINATORS else 0
-    if args.level == "feature" and min(args.size + args.source_size) < least:
-        raise UserError(
-            f"--level feature: features are at 1/8, so the discriminator needs --size and --source-size of at least "
-            f"{least}x{least}"
-        )
-    if args.discriminator == "none" and not args.min_entropy:
-        raise UserError("--discriminator none: nothing is left to adapt with; add --min-entropy, or use train_gta5.py")
+    require_meaning(args)
     return args
 
 
@@ -111,7 +104,7 @@ def main() -> None:
     gradients = run.gradients
     aux = (args.lambda_entropy_aux,) if args.level == "multi" and args.lambda_entropy_aux > 0 else ()
     step = AdversarialStep(
-        model, discriminators, gradients, criterion, args.level, args.input, args.gan,
+        model, discriminators, gradients, criterion, args.level, args.input, gan_for(args.discriminator, args.gan),
         lambda_adv=(args.lambda_adv, args.lambda_adv_aux),
         lambda_entropy=(args.lambda_entropy, *aux) if args.min_entropy else (),
         entropy_range=args.entropy_range,
@@ -148,7 +141,7 @@ class AdversarialStep:
     criterion: SegmentationLoss = segmentation_loss
     level: str = "output"
     input: str = "softmax"
-    gan: str = "vanilla"
+    gan: Gan = GANS["vanilla"]
     lambda_adv: tuple[float, ...] = (1e-3, 2e-4)
     lambda_entropy: tuple[float, ...] = ()
     entropy_range: float = 1.0
@@ -156,25 +149,25 @@ class AdversarialStep:
     lambda_prior: float = 0.0
     target_statistics: bool = False
 
-    def views(self, features: tuple[Tensor, ...], outputs: Outputs) -> list[Tensor]:
-        """What each discriminator sees of one domain: maps [B, C, h, w], the main one first."""
+    def views(self, features: tuple[Tensor, ...], outputs: Outputs) -> list[View]:
+        """What each discriminator sees of one domain, the main one first."""
         logits, auxiliary = outputs
         if self.level == "feature":
-            return [features[0]]
+            return [View(features[0], soft_labels(logits, features[0].shape[-2:]) if self.gan.by_class else None)]
         shown = [logits, auxiliary[0]] if self.level == "multi" else [logits]
-        return [INPUTS[self.input].function(maps) for maps in shown]
+        return [View(INPUTS[self.input].function(maps)) for maps in shown]
 
-    def source_gradients(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+    def source_gradients(self, images: Tensor, labels: Tensor) -> list[View]:
         """(1) L_seg: the segmenter learns the source's labels. Returns the source's views, detached."""
         with self.gradients.autocast(), statistics_kept(self.model, self.target_statistics):
             features = self.model.features(images)
             outputs = self.model.decode(features, images.shape[-2:])
-            loss = self.criterion(outputs, labels)
+            loss = self.criterion(tempered(outputs) if self.gan.by_class else outputs, labels)
         self.gradients.backward(loss)
         self.gradients.log(loss=loss)
-        return [view.detach() for view in self.views(features, outputs)]
+        return [view.detached() for view in self.views(features, outputs)]
 
-    def target_gradients(self, images: Tensor) -> list[Tensor]:
+    def target_gradients(self, images: Tensor) -> list[View]:
         """(2) lambda_adv * L_adv: the segmenter learns to make its predictions on the target look like the source's.
         The discriminators get no gradients. Returns the target's views, detached."""
         for discriminator in self.discriminators:
@@ -185,7 +178,7 @@ class AdversarialStep:
             seen = self.views(features, outputs)
             loss = torch.zeros((), device=images.device)
             for level, discriminator in enumerate(self.discriminators):
-                adversarial = GANS[self.gan].loss(discriminator(seen[level]), SOURCE)
+                adversarial = seen[level].loss(self.gan, discriminator(seen[level].maps), SOURCE)
                 loss = loss + self.lambda_adv[level] * adversarial
                 self.gradients.log(**{f"adversarial{ENDINGS[level]}": adversarial})
             for level, weight in enumerate(self.lambda_entropy):
@@ -199,19 +192,18 @@ class AdversarialStep:
         self.gradients.backward(loss, max([*self.lambda_adv, *self.lambda_entropy, self.lambda_prior]))
         for discriminator in self.discriminators:
             discriminator.requires_grad_(True)
-        return [view.detach() for view in seen]
+        return [view.detached() for view in seen]
 
-    def discriminator_gradients(self, seen_source: list[Tensor], seen_target: list[Tensor]) -> None:
+    def discriminator_gradients(self, seen_source: list[View], seen_target: list[View]) -> None:
         """(3) L_D: each discriminator learns to tell the two domains' views apart; each domain counts half."""
-        gan = GANS[self.gan]
         for level, discriminator in enumerate(self.discriminators):
             title = f"discriminator{ENDINGS[level]}"
             for name, view, domain in (("source", seen_source[level], SOURCE), ("target", seen_target[level], TARGET)):
                 with self.gradients.autocast():
-                    scores = discriminator(view)
-                    loss = gan.loss(scores, domain) / 2
+                    scores = discriminator(view.maps)
+                    loss = view.loss(self.gan, scores, domain) / 2
                 self.gradients.backward(loss)
-                right = gan.accuracy(scores.detach(), domain)
+                right = self.gan.accuracy(scores.detach(), domain)
                 self.gradients.log(**{f"{title}_{name}": loss, f"{title}_accuracy_{name}": right})
 
 

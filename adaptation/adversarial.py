@@ -1,12 +1,13 @@
-"""The losses of adversarial adaptation in output space: what discriminator and segmenter say to each other.
+"""The losses of adversarial adaptation: what discriminator and segmenter say to each other.
 
-AdaptSegNet (Tsai et al., CVPR 2018), ADVENT (Vu et al., CVPR 2019).
+AdaptSegNet (Tsai et al., CVPR 2018), ADVENT (Vu et al., CVPR 2019). FADA's are in `class_level`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,18 +54,36 @@ def least_squares(scores: Tensor, domain: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Gan:
-    """A loss of score maps against a domain label, and the score that lies between the two domains."""
+    """A loss of score maps against a domain label (and, by class, against soft labels), and how far the scores lie on
+    the target's side of what is between the two domains."""
 
-    loss: Callable[[Tensor, float], Tensor]
-    boundary: float
+    loss: Callable[..., Tensor]
+    margin: Callable[[Tensor], Tensor]
     help: str
+    by_class: bool = False
 
     def accuracy(self, scores: Tensor, domain: float) -> Tensor:
         """Share of the score map that names the right domain. 0.5: the discriminator cannot tell them apart."""
-        return ((scores > self.boundary) == (domain == TARGET)).float().mean()
+        return ((self.margin(scores) > 0) == (domain == TARGET)).float().mean()
 
 
 GANS = {
-    "vanilla": Gan(vanilla, 0.0, "binary cross-entropy"),
-    "least-squares": Gan(least_squares, 0.5, "squared distance to the domain label (LSGAN)"),
+    "vanilla": Gan(vanilla, lambda scores: scores, "binary cross-entropy"),
+    "least-squares": Gan(least_squares, lambda scores: scores - 0.5, "squared distance to the domain label (LSGAN)"),
 }
+
+
+class View(NamedTuple):
+    """What a discriminator sees of one domain: maps [B, C, h, w], and where its scores are by class the soft labels
+    [B, K, h, w] of these places."""
+
+    maps: Tensor
+    soft: Tensor | None = None
+
+    def detached(self) -> View:
+        """Without a way back to the segmenter; soft labels have none."""
+        return View(self.maps.detach(), self.soft)
+
+    def loss(self, gan: Gan, scores: Tensor, domain: float) -> Tensor:
+        """Of the scores that a discriminator gave to this view, against a domain label."""
+        return gan.loss(scores, domain) if self.soft is None else gan.loss(scores, domain, self.soft)

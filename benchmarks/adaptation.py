@@ -70,6 +70,7 @@ ROWS = {
         ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--level", "multi", "--lambda-entropy-aux", "0.0002")
     ),
     "adversarial, multi-level": Row(ADVERSARIAL, ("--level", "multi")),
+    "FADA": Row(ADVERSARIAL, ("--discriminator", "class", "--level", "feature")),
     "adversarial, standard, target statistics": Row(ADVERSARIAL, ("--bn-statistics", "target")),
     "source only, jitter + blur": Row(SOURCE_ONLY, ("--jitter", "--blur")),
     "source only, no random scale": Row(SOURCE_ONLY, ("--scales", "1")),

@@ -56,7 +56,7 @@ def build_segmenter(name: str, num_classes: int = 19, **options: Any) -> Segment
     return module.to(memory_format=torch.channels_last)
 
 
-def build_discriminator(kind: str, in_channels: int = 19) -> Discriminator:
+def build_discriminator(kind: str, in_channels: int = 19, num_classes: int = 19) -> Discriminator:
     """One of `DISCRIMINATORS`; [B, in_channels, H, W] -> logits [B, 1, H/32, W/32], or as the kind has it; its weights
-    channels-last. Raises ValueError for another kind."""
-    return Discriminator(kind, in_channels).to(memory_format=torch.channels_last)
+    channels-last. num_classes: of the segmenter. Raises ValueError for another kind."""
+    return Discriminator(kind, in_channels, num_classes).to(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ the MACs.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -28,6 +29,9 @@ Costs = dict[str, dict[str, Any]]
 
 SIZE = (1024, 512)
 """Width and height at which networks are counted unless another size is named: the assignment's."""
+FEATURES = 1024
+"""Channels of BiSeNet's features on ResNet-18, at 1/8: what a discriminator of features is counted on."""
+FEATURES_NOTE = f"A discriminator by class is counted on {FEATURES:,} channels at 1/8, the features of BiSeNet-18."
 
 
 def networks() -> dict[str, Callable[[], nn.Module]]:
@@ -38,12 +42,16 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
             for title, options in {"": {}, **network.variants}.items():
                 build = partial(build_segmenter, name, backbone=backbone, **options)
                 found[f"{name} {backbone} {title}".rstrip()] = build
-    return found | {f"discriminator {kind}": partial(build_discriminator, kind) for kind in DISCRIMINATORS}
+    for kind, of in DISCRIMINATORS.items():
+        found[f"discriminator {kind}"] = partial(build_discriminator, kind, *([FEATURES] if of.by_class else []))
+    return found
 
 
 def example(model: nn.Module, size: tuple[int, int], batch_size: int = 1) -> Tensor:
-    """Zeros of the shape that the network takes: three channels, or as many classes as the discriminator sees."""
-    width, height = size
+    """Zeros of the shape that the network takes for a picture of this size: three channels, or as many classes or
+    features as the discriminator sees, the latter at 1/8."""
+    shrunk = 8 if getattr(model, "by_class", False) else 1
+    width, height = (math.ceil(side / shrunk) for side in size)
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = 3 if isinstance(model, Segmenter) else first.in_channels
     return torch.zeros(batch_size, channels, height, width)

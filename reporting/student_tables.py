@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from models import DISCRIMINATORS
 from utils.tables import NOT_RUN, Cell, Table
 
 from . import published
@@ -22,6 +21,7 @@ from .tables import (
     cost_cells,
     made,
     measured,
+    of_outputs,
     titled,
     upper_bound_on,
 )
@@ -97,7 +97,7 @@ def _augmentation_columns() -> list[Column]:
 def _adversarial_columns() -> list[Column]:
     return [
         (kind, adversarial_with(kind), published.PER_CLASS.get(kind), students(published.ADVERSARIAL.get(kind, ())))
-        for kind in DISCRIMINATORS
+        for kind in of_outputs()
     ]
 
 

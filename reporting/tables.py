@@ -12,7 +12,7 @@ from models import DISCRIMINATORS, SEGMENTERS
 from utils.tables import NOT_RUN, Cell, Table, duration
 
 from . import published
-from .costs import Costs
+from .costs import FEATURES_NOTE, Costs
 from .published import NOTE, OTHER_REPORTS_NOTE
 from .results import Experiment
 
@@ -26,7 +26,7 @@ def assignment_tables(experiments: Sequence[Experiment], costs: Costs) -> list[T
         upper_bound_table(experiments),
         adversarial_table(experiments, costs, 2, "Adversarial domain adaptation", ["standard"]),
         adversarial_table(experiments, costs, 3, "Lightweight adversarial domain adaptation",
-                          [kind for kind in DISCRIMINATORS if kind != "standard"]),
+                          [kind for kind in of_outputs() if kind != "standard"]),
         variations_table(experiments),
         cost_table(costs, "costs-networks", "Costs of the networks", [f"{m} {b}" for m, b in networks()]),
         cost_table(costs, "costs-discriminators", "Costs of the discriminators", list(discriminators())),
@@ -120,6 +120,11 @@ def titled(model: str, backbone: str) -> str:
     if (model, backbone) not in networks():
         return f"{model} {backbone}"
     return f"{SEGMENTERS[model].title}, {SEGMENTERS[model].backbones[backbone]}"
+
+
+def of_outputs() -> list[str]:
+    """The discriminators that look at outputs, as the assignment's do."""
+    return [kind for kind, of in DISCRIMINATORS.items() if not of.by_class]
 
 
 def discriminators() -> dict[str, str]:
@@ -221,7 +226,9 @@ def cost_table(costs: Costs, file: str, title: str, names: Sequence[str]) -> Tab
     uneven = [name for name in names if name in costs and _uneven(costs[name])]
     warned = (f"The timing of {', '.join(uneven)} is uneven: the 95th percentile is more than half above the median. "
               "Something else was at work; measure again on a quiet machine.",) if uneven else ()  # fmt: skip
-    return Table(file, title, header, rows, (*warned, *sorted(said), NOTE))
+    kinds = {discriminators()[name] for name in names if name in discriminators()}
+    features = (FEATURES_NOTE,) if kinds - set(of_outputs()) else ()
+    return Table(file, title, header, rows, (*warned, *sorted(said), *features, NOTE))
 
 
 def _timing(cost: dict[str, Any]) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import SMALL, SOURCE  # noqa: E402
+from soak import FADA  # noqa: E402
 
 import train_dacs  # noqa: E402
 import train_sac  # noqa: E402
@@ -38,14 +39,15 @@ torch.set_num_threads(1)
 
 
 def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
-    """Each script's flags, less --run-dir; pictures of 5 batches, of which ranks get unequal numbers of labelled
-    pixels."""
+    """Each script's flags, less --run-dir, after a dash for another method; pictures of 5 batches, of which ranks get
+    unequal numbers of labelled pixels."""
     common = [*SMALL, "--batch-size", 4, "--cityscapes", city, "--eval-every", 1]
     both = [*common, *SOURCE, "--gta5", game]
     found = {
         "train_cityscapes": [*common, "--loss", "weighted"],
         "train_gta5": [*both, "--source-holdout", 0.3],
         "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
+        "train_adversarial-FADA": [*both, *FADA],
         "train_fda": [*both, "--beta", 0.05, "--entropy-from", 0],
         "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0,
                                 "--max-class-share", 1],
@@ -55,7 +57,9 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
     return {name: [str(flag) for flag in flags] for name, flags in found.items()}
 
 
-INTERRUPTED = ("train_adversarial", "train_dacs", "train_sac")
+INTERRUPTED = ("train_adversarial", "train_adversarial-FADA", "train_dacs", "train_sac")
+OPTIMIZERS = {"train_adversarial": 3, "train_adversarial-FADA": 2}
+"""Of a command, where there is more than the segmenter's."""
 
 
 def fixed_views(pictures: int, of_each: int, device: torch.device) -> Views:
@@ -75,7 +79,7 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
 
     def noted(gradients: list[torch.Tensor]) -> torch.Tensor:
         kept.append([gradient.clone() for gradient in gradients])
-        if len(kept) == (3 if name == "train_adversarial" else 1):
+        if len(kept) == OPTIMIZERS.get(name, 1):
             raise FirstStepDone
         return norm_of(gradients)
 
@@ -100,8 +104,8 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
 
 
 def call(name: str, flags: list[str]) -> None:
-    sys.argv = [f"{name}.py", *flags]
-    importlib.import_module(name).main()
+    sys.argv = [f"{name.partition('-')[0]}.py", *flags]
+    importlib.import_module(name.partition("-")[0]).main()
 
 
 def main() -> None:

@@ -30,21 +30,23 @@ from conftest import SMALL, SOURCE, assert_same_runs, write_cityscapes, write_gt
 
 from utils.errors import Parser  # noqa: E402
 
+FADA = ("--discriminator", "class", "--level", "feature")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dict[str, list[str]]:
-    """What each script is called with, less --run-dir."""
+    """What each script is called with, less --run-dir; after a dash, for another of a script's methods."""
     common = [*SMALL, "--model", model, "--workers", 1, "--epochs", 4, "--checkpoint-minutes", 0, "--cityscapes", city]
     both = [*common, *SOURCE, "--gta5", game]
     extensions = ["--rare-classes", "--lambda-mask", 1, "--beta", 0.05]
     return {
-        name: [str(part) for part in [f"{name}.py", *flags]]
+        name: [str(part) for part in [f"{name.partition('-')[0]}.py", *flags]]
         for name, flags in {
             "train_cityscapes": common,
             "train_gta5": [*both, "--jitter", "--source-holdout", 0.2],
             "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
+            "train_adversarial-FADA": [*both, *FADA],
             "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
             "train_pseudo_labels": [
                 *both,

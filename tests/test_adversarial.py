@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, train_ids
 from torch import nn
 
-from adaptation.adversarial import GANS, TARGET, least_squares, vanilla
+from adaptation.adversarial import GANS, TARGET, View, least_squares, vanilla
 from adaptation.adversarial import SOURCE as SOURCE_LABEL
 from adaptation.entropy import (
     charbonnier_entropy_loss,
@@ -24,8 +24,9 @@ from adaptation.losses import segmentation_loss
 from datasets.frequencies import class_shares
 from models import DISCRIMINATORS, build_discriminator, build_segmenter
 from models.discriminator import Discriminator
+from reporting.costs import count, networks
 from train_adversarial import AdversarialStep
-from training.building import discriminators_for
+from training.adversaries import discriminators_for
 from training.gradients import Gradients
 from training.methods import method_name
 
@@ -49,7 +50,7 @@ def gradients(module):
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", DISCRIMINATORS)
+@pytest.mark.parametrize("kind", [kind for kind, of in DISCRIMINATORS.items() if not of.by_class])
 @pytest.mark.parametrize(("level", "seen"), [("output", "softmax"), ("multi", "entropy")])
 def test_segmenter_step_reaches_the_segmenter_and_no_discriminator(batch, kind, level, seen):
     images, labels, target = batch
@@ -86,7 +87,7 @@ def test_discriminator_step_leaves_the_segmenter_untouched(batch, level):
     for level_index, discriminator in enumerate(discriminators):  # the halved sum of both domains, from scratch
         fresh = copy.deepcopy(discriminator)
         fresh.zero_grad()
-        domains = zip((part[level_index] for part in seen), (0.0, 1.0), strict=True)
+        domains = zip((part[level_index].maps for part in seen), (0.0, 1.0), strict=True)
         loss = sum(F.binary_cross_entropy_with_logits(s := fresh(v), torch.full_like(s, d)) / 2 for v, d in domains)
         loss.backward()
         for (name, p), q in zip(discriminator.named_parameters(), fresh.parameters(), strict=True):
@@ -151,7 +152,7 @@ def test_labels_point_the_right_way(batch):
     step = AdversarialStep(model, [Perfect()], kept)
     seen = segmenter_gradients(step, images, labels, target)
     assert logged["adversarial"].item() > 19
-    seen = [[view.requires_grad_() for view in part] for part in seen]
+    seen = [[View(view.maps.requires_grad_()) for view in part] for part in seen]
     step.discriminator_gradients(*seen)
     assert float(logged["discriminator_source"]) < 1e-6
     assert float(logged["discriminator_target"]) < 1e-6
@@ -210,11 +211,9 @@ def test_min_entropy_is_added_with_its_weight(batch):
 
 @pytest.mark.parametrize(("kind", "parameters", "macs"),
                          [("standard", 2_781_121, 15_439_233_024), ("depthwise", 189_424, 1_067_712_512),
-                          ("shallow", 12_912, 519_045_120)])  # fmt: skip
+                          ("shallow", 12_912, 519_045_120), ("class", 2_698_406, 22_101_884_928)])  # fmt: skip
 def test_discriminators_have_the_published_counts(kind, parameters, macs):
-    from measure_flops import count
-
-    counted = count(build_discriminator(kind), (1024, 512))
+    counted = count(networks()[f"discriminator {kind}"](), (1024, 512))
     assert counted["parameters_training"] == parameters
     assert counted["conv_macs"] == macs
     assert counted["conv_flops"] == 2 * macs
@@ -366,8 +365,8 @@ def test_feature_level_sees_the_features(script, game, city, tmp_path):
     images, target = torch.rand(2, 3, 256, 256), torch.rand(2, 3, 256, 320)
     labels = torch.zeros(2, 256, 256, dtype=torch.uint8)
     seen = segmenter_gradients(AdversarialStep(model, [discriminator], silent, level="feature"), images, labels, target)
-    assert seen[0][0].shape == (2, 1024, 32, 32)
-    assert seen[1][0].shape == (2, 1024, 32, 40)
+    assert seen[0][0].maps.shape == (2, 1024, 32, 32)
+    assert seen[1][0].maps.shape == (2, 1024, 32, 40)
     message = one_line_error(script(*adversarial(game, city, tmp_path / "small", "--level", "feature")))
     assert "at least 256x256" in message
 

@@ -28,6 +28,8 @@ def test_measure_flops_counts_and_times(script, tmp_path):
     assert costs["discriminator standard"]["conv_macs"] == 15_439_233_024 // 16
     assert costs["discriminator depthwise"]["parameters_inference"] == 189_424
     assert costs["discriminator shallow"]["conv_macs"] == 519_045_120 // 16
+    assert costs["discriminator class"]["conv_macs"] == 22_101_884_928 // 16
+    assert "1,024 channels at 1/8, the features of BiSeNet-18" in done.out
     assert costs["discriminator standard"]["not_counted_by_fvcore"] == {"aten::leaky_relu_": 4}
     for cost in costs.values():
         for timing in cost["timing"].values():

@@ -49,6 +49,7 @@ METHODS = {
                     "--entropy-range", 0.3, "--class-prior", 0.5, "--lambda-entropy-aux", 2e-4),
     "feature": ("train_adversarial", "--level", "feature", "--discriminator", "depthwise", "--size", "256x256",
                 "--source-size", "256x256"),
+    "FADA": ("train_adversarial", "--discriminator", "class", "--level", "feature"),
     "FDA": ("train_fda", "--beta", 0.09, "--entropy-from", 1),
     "LAB": ("train_fda", "--translation", "lab", "--blur", "--recolour", 0.7),
     "pseudo-labels": ("train_pseudo_labels", "--adapt-bn", "--bn-statistics", "target", "--recolour", 0.7),
@@ -126,7 +127,7 @@ def test_a_method_runs_on_a_gpu(method: str, precision: str, place: SimpleNamesp
     assert entry["train"].get("overflows", 0) == 0
 
 
-@pytest.mark.parametrize("method", ["multi-level", "DACS, all", "SAC"])
+@pytest.mark.parametrize("method", ["multi-level", "FADA", "DACS, all", "SAC"])
 def test_a_gpu_computes_what_a_cpu_does(method: str, place: SimpleNamespace, tmp_path: Path) -> None:
     with cuda() as record:
         there = train(place, method, tmp_path / "cuda", "--precision", "fp32")

@@ -49,8 +49,8 @@ def world(tmp_path_factory):
     game = write_gta5(home / "gta5", count=6, size=SIZE)
     city = write_cityscapes(home / "cityscapes", counts=(("train", 6), ("val", 2)), size=SIZE)
     labeller = home / "labeller/checkpoint_last.pt"
-    named = {name: lambda run_dir, *more, name=name, flags=flags: (name, *flags, "--run-dir", run_dir, *more)
-             for name, (_, *flags) in commands(game, city, labeller, "bisenet").items()}  # fmt: skip
+    named = {name: lambda run_dir, *more, file=file, flags=flags: (file[:-3], *flags, "--run-dir", run_dir, *more)
+             for name, (file, *flags) in commands(game, city, labeller, "bisenet").items()}  # fmt: skip
     run_once(*map(str, named["train_cityscapes"](labeller.parent, "--max-steps", 1, "--lr", 1e-4, *LARGER[:2])))
     return SimpleNamespace(game=game, city=city, labeller=labeller, commands=named)
 

@@ -177,6 +177,7 @@ def test_the_costs_of_every_network_keep_their_names(monkeypatch):
         "discriminator standard",
         "discriminator depthwise",
         "discriminator shallow",
+        "discriminator class",
     ]
 
 

@@ -284,7 +284,7 @@ def test_latency_comes_from_measure_flops_alone(whole, runs):
     note = (whole / "tables/costs-networks.md").read_text()
     assert "Counts at 64x32" in note
     assert "Latency: median at 64x32, batch 1, fp32" in note
-    (_, depthwise, _) = table(whole, "costs-discriminators")
+    (_, depthwise, _, _) = table(whole, "costs-discriminators")
     assert depthwise["latency (ms), median [95th percentile]"] == NOT_RUN
     assert "Counts at 1024x512" in (whole / "tables/costs-discriminators.md").read_text()
 

@@ -101,20 +101,6 @@ def segmenter(args: argparse.Namespace, num_classes: int, multi_level: bool = Fa
     return distributed.synchronised(model.to(args.device), args.device)
 
 
-def discriminators_for(model: nn.Module, kind: str, level: str) -> list[nn.Module]:
-    """None, one, or for multi-level two of them, on the segmenter's device."""
-    if kind == "none":
-        return []
-    device = next(model.parameters()).device
-    channels = [model.options["num_classes"]] * (2 if level == "multi" else 1)
-    if level == "feature":
-        with torch.no_grad():
-            was = model.training
-            channels = [model.eval().features(torch.zeros(1, 3, 64, 64, device=device))[0].shape[1]]
-            model.train(was)
-    return [models.build_discriminator(kind, number).to(device) for number in channels]
-
-
 def supervised_loss(
     args: argparse.Namespace, train: SegmentationSet, counts: Tensor | None = None
 ) -> SegmentationLoss:

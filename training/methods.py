@@ -27,6 +27,8 @@ PLAIN = {
     "init": None,
 }
 """What a method's name does not say: the values in which it is as published."""
+FADA = "class"
+"""The discriminator that makes a method FADA, which looks at features."""
 PLAIN_SELF_TRAINING = {"target_loss": None, "mrkld": 0, "lambda_entropy": 0, "lambda_source": 1, "lambda_target": 1}
 """The same of the loss on pseudo-labels."""
 
@@ -65,7 +67,8 @@ def method_name(settings: dict[str, Any]) -> str:
         "train_sac": _sac,
     }.get(settings["script"], lambda s: s["script"])(settings) + _learnt_from(settings)
     looks = [word for word in ("jitter", "blur") if settings.get(word)]
-    others = [f"{key} {in_short(settings[key])}" for key, plain in PLAIN.items() if settings.get(key, plain) != plain]
+    plain = PLAIN | ({"level": "feature"} if settings.get("discriminator") == FADA else {})
+    others = [f"{key} {in_short(settings[key])}" for key, usual in plain.items() if settings.get(key, usual) != usual]
     return " + ".join([kind, *looks, *others])
 
 
@@ -81,8 +84,9 @@ def _adversarial(settings: dict[str, Any]) -> str:
     if settings["discriminator"] == "none":
         words = "MinEnt" if settings["lambda_entropy"] > 0 else "target forward pass, weight 0"
     else:
-        kind = INPUTS[settings["input"]].title
-        words = f"{kind}, {settings['discriminator']}" + (" + MinEnt" if settings["min_entropy"] else "")
+        plain = f"{INPUTS[settings['input']].title}, {settings['discriminator']}"
+        words = "FADA" if settings["discriminator"] == FADA else plain
+        words += " + MinEnt" if settings["min_entropy"] else ""
     if settings["min_entropy"] and settings.get("entropy_range", 1) < 1:
         words += f" on {settings['entropy_range']:.0%} of the pixels"
     if settings["min_entropy"] and settings["level"] == "multi" and settings.get("lambda_entropy_aux", 0) > 0:
