@@ -1,6 +1,7 @@
 """The benchmarks measure what they say; how fast it is is no test's business."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import one_line_error
 from benchmarks import loading
 from benchmarks.adaptation import CELLS
 from benchmarks.evaluation import example, ours, plain
+from benchmarks.prototypes import prototypes, weights
 from reporting.plan import Plan, slug
 
 
@@ -163,3 +165,35 @@ def test_adaptation_says_which_script_failed(script, city, game, tmp_path):
                "--out", tmp_path / "runs", "--only", "source only")  # fmt: skip
     assert "train_gta5.py failed; see above" in one_line_error(script(*command))
     assert not (tmp_path / "runs" / "source-only-seed3.json").exists()
+
+
+def test_prototypes_are_means_over_pictures_and_weigh_by_distance():
+    """Of two pictures of 4x8 places: class 0 on the left, class 1 on the right, class 2 on too few places."""
+    features = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 4, 8).clone()
+    features[:, :, :, 4:] += 10
+    labels = torch.zeros(2, 4, 8, dtype=torch.uint8)
+    labels[:, :, 4:] = 1
+    labels[1, 0] = 2
+    probabilities = torch.nn.functional.one_hot(1 - labels.long().clamp(max=1), 4).permute(0, 3, 1, 2).float()
+    pictures = [(features[i : i + 1], probabilities[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    assert prototypes(iter(pictures), of_labels=True)[:, 0].tolist() == [0.5, 10.5, 1e6, 1e6]
+    # By the network, in the second picture: 16 places at 11 and 4 at 1.
+    assert prototypes(iter(pictures), of_labels=False)[:2, 0].tolist() == [9.5, 0.5]
+    eta = torch.zeros(19, 2)
+    eta[1:, 0] = 5.0
+    w = weights(torch.zeros(1, 2, 3, 4), eta, 1.0)
+    assert w.shape == (1, 19, 3, 4)
+    assert w[0, 0].flatten().tolist() == pytest.approx([1 / (1 + 18 * math.exp(-5))] * 12)
+    assert weights(torch.zeros(1, 2, 3, 4), eta, 5.0)[0, 0, 0, 0].item() == pytest.approx(1 / (1 + 18 * math.exp(-1)))
+
+
+@pytest.mark.slow
+def test_the_pilot_of_prototypes_says_how_right_labels_are(script, trained):
+    flags = (trained, "--adapt-bn", "--workers", 0, "--device", "cpu")
+    done = script("benchmarks.prototypes", *flags, "--temperatures", 2)
+    assert done.status == 0, done.err
+    found = {row[0]: row[1:] for row in rows(done.out)}
+    assert len(found["pixels right"]) == 3  # p, weighed, nearest
+    assert 0 < float(found["largest w, mean"][1]) <= 100
+    own = script("eval", *flags, "--split", "train")
+    assert f"| {found['mIoU'][0]} " in next(line for line in own.out.splitlines() if line.startswith("| mean "))
