@@ -35,6 +35,7 @@ from datasets.domains import (
     roots,
     source_of,
     target_of,
+    usual,
 )
 from datasets.files import picture_size, read_image
 from datasets.geometry import resize_image, resize_label
@@ -57,7 +58,7 @@ PANEL_WIDTH = 512
 """Width of one picture in a side-by-side panel, at most; smaller pictures keep their size."""
 
 FIRST = (
-    *(f"--{next(iter(table))}" for table in (TARGETS, SOURCES)),
+    *usual(),
     *("--split", "--unlabelled", "--adapt-bn", "--mean", "--json", "--save-predictions", "--save-side-by-side"),
     "--device",
 )

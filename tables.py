@@ -25,6 +25,7 @@ from datasets.domains import (
     SOURCES,
     TARGETS,
     add_roots,
+    command_line,
     from_environment,
     open_source,
     open_target,
@@ -104,8 +105,8 @@ def main() -> None:
     for found, table in ((source_of(vars(args)), SOURCES), (target_of(vars(args)), TARGETS)):
         if found is None:
             raise UserError(f"{roots(table)} is missing: name the root of the data set")
-    target = ["--" + target_of(vars(args)), str(vars(args)[target_of(vars(args))])]
-    source = ["--" + source_of(vars(args)), str(vars(args)[source_of(vars(args))])]
+    target = command_line(TARGETS, target_of(vars(args)), vars(args))
+    source = command_line(SOURCES, source_of(vars(args)), vars(args))
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
     plan = Plan(ROWS[args.rows], args.out, [*target, *more], source, machine)
     keep_apart(args.out, {"data": [*target, *source], "flags": more})

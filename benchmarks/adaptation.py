@@ -19,7 +19,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datasets.domains import SOURCES, TARGETS, from_environment  # noqa: E402
+from datasets.domains import (  # noqa: E402
+    SOURCES,
+    TARGETS,
+    add_choices,
+    add_roots,
+    command_line,
+    from_environment,
+    roots,
+    source_of,
+    target_of,
+)
 from reporting.plan import (  # noqa: E402
     ADVERSARIAL,
     DACS,
@@ -146,9 +156,10 @@ FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    roots = {"gta5": "source", "cityscapes": "target"}
-    for key, role in roots.items():
-        parser.add_argument(f"--{key}", type=Path, metavar="DIR", help=f"root of the {role} (${key.upper()})")
+    data = parser.add_argument_group("data")
+    for table, role in ((SOURCES, "source"), (TARGETS, "target")):
+        add_roots(data, table, f"root of {{title}}, the {role} ({{variable}})")
+        add_choices(data, table)
     parser.add_argument("--size", type=size, default=(160, 120), metavar="WxH", help="both domains (160x120)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(8)")
     parser.add_argument("--steps", type=positive, default=600, metavar="N", help="of every run (600)")
@@ -163,9 +174,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, metavar="DIR", help="where the cells' figures are kept (--out)")
     args = parser.parse_args()
     from_environment(args, SOURCES, TARGETS)
-    for key, role in roots.items():
-        if getattr(args, key) is None:
-            raise UserError(f"--{key} DIR is missing: name the root of the {role}")
+    for table, found in ((SOURCES, source_of(vars(args))), (TARGETS, target_of(vars(args)))):
+        if found is None:
+            raise UserError(f"{roots(table)} is missing: name the root of the data set")
     width, height = args.size
     named = f"adaptation-{width}x{height}-batch{args.batch_size}-{args.steps}-{args.precision}"
     args.out = args.out or Path("runs") / named
@@ -204,12 +215,13 @@ def on_split(split: str) -> dict[str, Row]:
 
 def plan_of(args: argparse.Namespace, rows: dict[str, Row]) -> Plan:
     side = "x".join(str(s) for s in args.size)
+    target = command_line(TARGETS, target_of(vars(args)), vars(args))
     training = [
-        "--cityscapes", str(args.cityscapes), "--size", side, "--cache", str(args.out / ".prepared"),
+        *target, "--size", side, "--cache", str(args.out / ".prepared"),
         "--weights", "none", "--batch-size", str(args.batch_size), "--precision", args.precision,
         "--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", "2",
     ]  # fmt: skip
-    source = ["--gta5", str(args.gta5), "--source-size", side]
+    source = [*command_line(SOURCES, source_of(vars(args)), vars(args)), "--source-size", side]
     return Plan(rows, args.out, training, source, ["--workers", str(args.workers), "--device", str(args.device)])
 
 

@@ -76,8 +76,8 @@ def _refuse_misread(data: SegmentationSet, opened: int, seen: np.ndarray, highes
         if highest < least or (data.encoding == "trainIds" and not seen[least:known].any()):
             raise UserError(
                 f"{first} and {opened - 1} more of {data.name}: no value is over {least - 1}, so no {common} is there, "
-                "nor any class after it. Are these labels of other classes, such as CamVid's 11? They need a loader "
-                "that says what their values mean (docs/extending.md)"
+                "nor any class after it. Are these labels of other classes, such as CamVid's 11? docs/data.md says how "
+                "those are read (--camvid), and those of other sets"
             )
     if data.mapping is not None:  # with one of the user's own, ids below `known` may be all there is
         of_classes = {id_: train for id_, train in data.mapping.items() if train != IGNORE}

@@ -64,7 +64,7 @@ def _no_pictures(root: Path, split: str) -> str:
         return f"{FLAG} {root}: no split {split!r} is in {home}; there: {', '.join(splits)}"
     return (
         f"{FLAG} {root}: found neither leftImg8bit/{split} nor images/{split} up to three folders below "
-        f"({lies_in(root)}); see docs/data.md, or docs/extending.md for a set of other classes, such as CamVid"
+        f"({lies_in(root)}); see docs/data.md, also for CamVid and for other sets"
     )
 
 

@@ -6,8 +6,9 @@ A new one is a loader in a file of its own and one line in a table here. What th
     source: load(root, size, labelled=, list_file=, limit=) -> SegmentationSet
     target: load(root, split, size, labelled=, list_file=, limit=) -> SegmentationSet called "TITLE SPLIT"
 
-with `encoding=` where its line has encodings, and `mapping_file=` where it has a mapping. The flags follow from its
-key: --KEY DIR names the root, --KEY-list FILE the pictures, --KEY-encoding and --KEY-mapping say how labels are read.
+with `encoding=` where its line has encodings, `mapping_file=` where it has a mapping, and what its choices are called.
+The flags follow from its key: --KEY DIR names the root (with - for _), --KEY-list FILE the pictures, --KEY-encoding and
+--KEY-mapping say how labels are read.
 """
 
 from __future__ import annotations
@@ -21,11 +22,22 @@ from typing import Any
 
 from utils.errors import UserError
 
+from . import camvid
 from .cityscapes import cityscapes
 from .gta5 import gta5
 from .labels import ENCODINGS, SYNTHIA_PROTOCOL, Protocol
 from .segmentation import SegmentationSet
 from .synthia import synthia
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a data set is read, where users can say so. name: of the argument, whose last word the loader knows; several
+    domains may share one. values: the first is the default."""
+
+    name: str
+    values: tuple[str, ...]
+    help: str
 
 
 @dataclass(frozen=True)
@@ -40,18 +52,40 @@ class Domain:
     encodings: tuple[str, ...] = ()
     mapping: bool = False
     protocol: Protocol | None = None
+    choices: tuple[Choice, ...] = ()
 
 
+_CAMVID = (
+    Choice(
+        "camvid_classes",
+        camvid.CLASSES,
+        "of CamVid's labels. cityscapes: the 19; cityscapes11: SegNet's 11 groups, each as one of the 19; camvid11: "
+        "the 11, as classes of their own (cityscapes)",
+    ),
+)
 SOURCES = {
     "gta5": Domain("GTA5", gta5, (1280, 720), ENCODINGS, mapping=True),
     "synthia": Domain("SYNTHIA", synthia, (1280, 760), protocol=SYNTHIA_PROTOCOL),
+    "camvid_day": Domain("CamVid by day", camvid.camvid_day, camvid.SIZE, choices=_CAMVID),
 }
 TARGETS = {
     "cityscapes": Domain("Cityscapes", cityscapes, (1024, 512)),
+    "camvid": Domain("CamVid", camvid.camvid, camvid.SIZE, choices=_CAMVID),
+    "camvid_dusk": Domain("CamVid at dusk", camvid.camvid_dusk, camvid.SIZE, choices=_CAMVID),
 }
 
 
 # Flags
+
+
+def flag(key: str) -> str:
+    """What names the root of a domain, or any other argument: --camvid-day."""
+    return f"--{key.replace('_', '-')}"
+
+
+def usual() -> tuple[str, ...]:
+    """The flags of the first target and of the first source, which --help shows."""
+    return tuple(flag(next(iter(table))) for table in (TARGETS, SOURCES))
 
 
 def add_flags(
@@ -62,28 +96,44 @@ def add_flags(
     for key, domain in table.items():
         add_roots(group, {key: domain}, root)
         if listed is not None:
-            group.add_argument(f"--{key}-list", type=Path, metavar="FILE", help=listed)
+            group.add_argument(f"{flag(key)}-list", type=Path, metavar="FILE", help=listed)
         if domain.encodings:
             first = domain.encodings[0]
             group.add_argument(
-                f"--{key}-encoding", choices=domain.encodings, default=first,
+                f"{flag(key)}-encoding", choices=domain.encodings, default=first,
                 help=f"what label files hold ({first}{': by their mode' if first == 'auto' else ''})",
             )  # fmt: skip
         if domain.mapping:
             beside = "JSON with label2train (default: one beside the data)"
-            group.add_argument(f"--{key}-mapping", type=Path, metavar="FILE", help=beside)
+            group.add_argument(f"{flag(key)}-mapping", type=Path, metavar="FILE", help=beside)
+    add_choices(group, table)
 
 
 def add_roots(group: argparse._ArgumentGroup, table: Mapping[str, Domain], root: str) -> None:
     """--KEY DIR alone, of every domain in a table; {variable} in the help is what `from_environment` reads."""
     for key, domain in table.items():
         words = root.format(title=domain.title, variable=f"${key.upper()}")
-        group.add_argument(f"--{key}", type=Path, metavar="DIR", help=words)
+        group.add_argument(flag(key), type=Path, metavar="DIR", help=words)
+
+
+def add_choices(group: argparse._ArgumentGroup, table: Mapping[str, Domain]) -> None:
+    """The flags of the domains' choices, but for those that are there."""
+    known = {action.dest for action in group._actions}
+    for name, choice in {choice.name: choice for domain in table.values() for choice in domain.choices}.items():
+        if name not in known:
+            group.add_argument(flag(name), choices=choice.values, default=choice.values[0], help=choice.help)
+
+
+def command_line(table: Mapping[str, Domain], key: str, given: Mapping[str, Any]) -> list[str]:
+    """The flags that name a domain, and of its choices those that are not the defaults, as a command has them."""
+    chosen = {c.name: given[c.name] for c in table[key].choices if given.get(c.name, c.values[0]) != c.values[0]}
+    return [flag(key), str(given[key]), *(text for name, value in chosen.items() for text in (flag(name), value))]
 
 
 def roots(table: Mapping[str, Domain]) -> str:
-    """The flags of a table in words: --gta5 DIR."""
-    return " or ".join(f"--{key} DIR" for key in table)
+    """The flags of a table in words: --gta5 DIR (or --camvid-day)."""
+    first, *others = (flag(key) for key in table)
+    return f"{first} DIR" + (f" (or {', '.join(others)})" if others else "")
 
 
 def sizes(table: Mapping[str, Domain]) -> str:
@@ -102,6 +152,16 @@ def arguments(source: bool = True) -> dict[str, Any]:
         found |= {key: None, f"{key}_list": None}
         found |= {f"{key}_encoding": domain.encodings[0]} if domain.encodings else {}
         found |= {f"{key}_mapping": None} if domain.mapping else {}
+        found |= {choice.name: choice.values[0] for choice in domain.choices}
+    return found
+
+
+def chosen_values() -> dict[str, tuple[str, ...]]:
+    """Every encoding and choice of all domains: argument -> the values that it has, the default first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key, domain in (*SOURCES.items(), *TARGETS.items()):
+        found |= {f"{key}_encoding": domain.encodings} if domain.encodings else {}
+        found |= {choice.name: choice.values for choice in domain.choices}
     return found
 
 
@@ -130,7 +190,7 @@ def target_of(given: Mapping[str, Any]) -> str | None:
 def _named(table: Mapping[str, Domain], given: Mapping[str, Any], role: str) -> str | None:
     found = [key for key in table if given.get(key) is not None]
     if len(found) > 1:
-        raise UserError(f"{' and '.join(f'--{key}' for key in found)}: a run has one {role}; name one of them")
+        raise UserError(f"{' and '.join(map(flag, found))}: a run has one {role}; name one of them")
     return found[0] if found else None
 
 
@@ -148,7 +208,7 @@ def open_source(given: Mapping[str, Any], labelled: bool = True) -> Segmentation
     try:
         return SOURCES[key].load(Path(given[key]), size, labelled=labelled, limit=given.get("limit"), **more)
     except UserError as error:
-        raise UserError(f"{error}{_swapped(key, Path(given[key]), TARGETS, 'train')}") from None
+        raise UserError(f"{error}{_laid_out_as(key, Path(given[key]), SOURCES, TARGETS)}") from None
 
 
 def open_target(given: Mapping[str, Any], split: str, labelled: bool = True, listed: bool = False) -> SegmentationSet:
@@ -160,17 +220,21 @@ def open_target(given: Mapping[str, Any], split: str, labelled: bool = True, lis
     try:
         return TARGETS[key].load(Path(given[key]), split, size, labelled=labelled, limit=given.get("limit"), **more)
     except UserError as error:
-        raise UserError(f"{error}{_swapped(key, Path(given[key]), SOURCES)}") from None
+        raise UserError(f"{error}{_laid_out_as(key, Path(given[key]), TARGETS, SOURCES)}") from None
 
 
-def _swapped(key: str, root: Path, others: Mapping[str, Domain], *split: str) -> str:
-    """What an error about a root adds where it is laid out as a domain of the other role; nothing elsewhere."""
-    for other, domain in others.items():
-        try:
-            domain.load(root, *split, domain.size)
-        except UserError:
-            continue
-        return f". It is laid out as {domain.title}: are --{key} and --{other} swapped?"
+def _laid_out_as(key: str, root: Path, own: Mapping[str, Domain], others: Mapping[str, Domain]) -> str:
+    """What an error about a root adds where it is laid out as another domain of its role, or else one of the other
+    role; nothing elsewhere."""
+    for table in (own, others):
+        split = ("train",) if table is TARGETS else ()
+        for other, domain in table.items():
+            try:
+                domain.load(root, *split, domain.size)
+            except UserError:
+                continue
+            said = f". It is laid out as {domain.title}: "
+            return said + (f"say {flag(other)}" if table is own else f"are {flag(key)} and {flag(other)} swapped?")
     return ""
 
 
@@ -179,6 +243,8 @@ def _reading(key: str, domain: Domain, given: Mapping[str, Any]) -> dict[str, An
     found: dict[str, Any] = {}
     if domain.encodings:
         found["encoding"] = given.get(f"{key}_encoding", domain.encodings[0])
+    for choice in domain.choices:
+        found[choice.name.rpartition("_")[2]] = given.get(choice.name, choice.values[0])
     if domain.mapping:
         found["mapping_file"] = _path(given.get(f"{key}_mapping"))
     return found

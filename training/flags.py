@@ -20,11 +20,13 @@ from datasets.domains import (
     TARGETS,
     add_flags,
     add_roots,
+    flag,
     from_environment,
     roots,
     sizes,
     source_of,
     target_of,
+    usual,
 )
 from utils import distributed
 from utils.errors import Parser, UserError
@@ -95,7 +97,7 @@ def default_directory(args: argparse.Namespace) -> Path:
 def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.ArgumentParser:
     """The common flags; `source` tells whether the experiment reads one too. A script adds its own, then `parse`s.
     first: the flag of its own that --help shows beside those in `FIRST`."""
-    shown = (*(f"--{next(iter(table))}" for table in (SOURCES, TARGETS)), *FIRST, first)
+    shown = (*usual(), *FIRST, first)
     parser = Parser(first=shown, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     add_flags(data, TARGETS, "root of {title}, the target ({variable})", "train on the pictures named here only")
@@ -262,7 +264,8 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[source or "gta5"].size}
     if recipes:
         implied |= recipes[chosen.recipe]
-    named = [f"--{key}" for key in SOURCES | TARGETS if any(text.partition("=")[0] == f"--{key}" for text in sys.argv)]
+    spelt = {text.partition("=")[0] for text in sys.argv}
+    named = [flag(key) for key in SOURCES | TARGETS if flag(key) in spelt]
     if chosen.demo and named:
         raise UserError(f"--demo has street scenes of its own; leave out {' and '.join(named)}, or --demo")
     if chosen.demo:

@@ -27,8 +27,6 @@ DTYPES = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 
-ENCODED = {f"{key}_encoding": of.encodings for key, of in (domains.SOURCES | domains.TARGETS).items() if of.encodings}
-
 MOST = 8
 """Values that are read for each byte of the file, and bytes: ours name some tensors and tables more than once."""
 
@@ -125,7 +123,7 @@ def _configuration(value: Any) -> bool:
         and (given.get("limit") is None or _whole(given["limit"], 1))
         and _number(given.get("source_holdout", 0)) and 0 <= given.get("source_holdout", 0) < 1
         and all(isinstance(given.get(name), str | None) for name in domains.arguments())
-        and all(given.get(name, known[0]) in known for name, known in ENCODED.items())
+        and all(given.get(name, known[0]) in known for name, known in domains.chosen_values().items())
     )  # fmt: skip
 
 
