@@ -30,7 +30,16 @@ from datasets.domains import TARGETS, add_roots, open_target, target_of
 from datasets.labels import CITYSCAPES_LABELS, require_same_classes
 from datasets.pairs import Sample, existing_root, pictures_below
 from datasets.stream import batches, evaluation_loader
-from models.exporting import OUTPUTS, Coarse, OnnxLogits, metadata, programs, quantised, save_program
+from models.exporting import (
+    OUTPUTS,
+    Coarse,
+    OnnxLogits,
+    channels_first,
+    metadata,
+    programs,
+    quantised,
+    save_program,
+)
 from models.runtime import package
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.evaluation import evaluate
@@ -54,6 +63,10 @@ def parse_args() -> argparse.Namespace:
     files.add_argument(
         "--grid", type=int, choices=(1, 2, 4, 8), default=1,
         help="one output for so many pixels a side: faster, and coarser where classes meet (%(default)s)",
+    )  # fmt: skip
+    files.add_argument(
+        "--runtime", choices=("onnxruntime", "openvino", "tensorrt"), default="onnxruntime",
+        help="what the ONNX files are laid out for; each runs them all (%(default)s)",
     )  # fmt: skip
     files.add_argument("--int8", action="store_true", help="also a file in whole numbers of 8 bits")
     data = parser.add_argument_group("pictures")
@@ -103,6 +116,9 @@ def main() -> None:
             files.append(files[0].with_name("network-int8.onnx"))
             files[-1].write_bytes(quantised(content, said, seen, Path(folder)))
             print(f"int8: calibrated on {len(chosen)} pictures of {calibration.name}")
+        for file in files:
+            if file.suffix == ".onnx" and args.runtime != "onnxruntime" and args.output == "ids":
+                file.write_bytes(channels_first(file.read_bytes()))
         found = {file: compare(model, coarse, args.grid, file, data) for file in files}
         rows = [["the checkpoint", "-", "-", "-", miou(model, data)]]
         for file, (ids, logits) in found.items():

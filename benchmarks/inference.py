@@ -2,9 +2,14 @@
 
     python benchmarks/inference.py
     python benchmarks/inference.py --sizes 1024x512 --batches 1 8 --precisions fp16 bf16 --compile
+    python benchmarks/inference.py --runtimes --threads 1 2 --model lraspp      beside ONNX Runtime, OpenVINO, TensorRT
+    python benchmarks/inference.py --runtimes --checkpoint RUN --sizes 512x256
 
 Plain is the network as it is built by most code of this field: contiguous, fp32, batch normalisation apart. Deployed is
 `models.deployment`: folded, channels-last, in each of --precisions. All take the same pictures in turn; medians.
+
+--runtimes measures on a CPU what export.py writes, from pixels to class ids, and from a picture's file to class ids
+(decoded, resized, predicted), one picture at a time: medians and 95th percentiles.
 """
 
 from __future__ import annotations
@@ -20,14 +25,16 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.runtimes import HEADER, measured  # noqa: E402
 from measure_flops import timed  # noqa: E402
-from models import SEGMENTERS, build_segmenter  # noqa: E402
+from models import SEGMENTERS, Segmenter, build_segmenter  # noqa: E402
 from models.deployment import Deployed  # noqa: E402
+from training.checkpoint import build_from_checkpoint, checkpoint_file, load_checkpoint  # noqa: E402
 from training.flags import add_network_flags  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
-from training.provenance import device_name  # noqa: E402
+from training.provenance import commit, device_name  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
-from utils.flags import default_device, device, positive, size  # noqa: E402
+from utils.flags import cores, default_device, device, positive, size  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 
@@ -62,7 +69,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile what is deployed")
     parser.add_argument("--rounds", type=positive, metavar="N", help="(GPU: 100; CPU: 7)")
     parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    runtimes = parser.add_argument_group("beside other runtimes (pip install -r requirements-deploy.txt)")
+    runtimes.add_argument("--runtimes", action="store_true", help="measure every runtime that is installed, on the CPU")
+    runtimes.add_argument("--every-network", action="store_true", help="of every --model, on its first backbone")
+    runtimes.add_argument("--checkpoint", type=checkpoint_file, metavar="RUN", help="its network, with its weights")
+    both = sorted({1, cores()})
+    runtimes.add_argument("--threads", type=positive, nargs="+", default=both, metavar="N", help="(1 and all cores)")
+    runtimes.add_argument("--pictures", type=Path, metavar="DIR", help="of these (drawn street scenes of 2048x1024)")
+    runtimes.add_argument("--grid", type=int, choices=(1, 2, 4, 8), default=1, help="as export.py has it (%(default)s)")
     args = parser.parse_args()
+    if not args.runtimes and (args.every_network or args.checkpoint or args.pictures or args.grid > 1):
+        raise UserError("--every-network, --checkpoint, --pictures and --grid belong to --runtimes; add it")
     gpu = args.device.type == "cuda"
     args.backbone = args.backbone or SEGMENTERS[args.model].default_backbone()
     args.precisions = args.precisions or (["fp16"] if gpu else ["fp32", "bf16"])
@@ -72,6 +89,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.runtimes:
+        rows = measured(_networks(args), args.sizes, args.threads, args.rounds, args.pictures, args.grid)
+        print(f"{args.rounds} rounds in turn; {device_name(torch.device('cpu'))}, torch {torch.__version__}, commit "
+              f"{commit()}\n\n{markdown(HEADER, rows)}")  # fmt: skip
+        return
     try:
         plain = build_segmenter(args.model, backbone=args.backbone).to(memory_format=torch.contiguous_format)
     except ValueError as error:
@@ -91,6 +113,21 @@ def main() -> None:
     print(f"{args.model} {args.backbone}, {args.rounds} rounds in turn, medians{', compiled' if args.compile else ''}; "
           f"{device_name(args.device)}, torch {torch.__version__}\n")  # fmt: skip
     print(markdown(("size", "batch", "network", "ms", "pictures/s", "times plain"), rows))
+
+
+def _networks(args: argparse.Namespace) -> dict[str, Segmenter]:
+    """Title -> a network as it is built: of the flags, of a checkpoint, or all with random weights."""
+    if args.checkpoint is not None:
+        model = build_from_checkpoint(load_checkpoint(args.checkpoint), args.checkpoint)
+        return {f"{model.options['name']} {model.options['backbone']}": model.eval()}
+    named = {args.model: args.backbone}
+    if args.every_network:
+        named = {name: network.default_backbone() for name, network in SEGMENTERS.items()}
+    try:
+        built = {f"{name} {backbone}": build_segmenter(name, backbone=backbone) for name, backbone in named.items()}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return {title: model.eval() for title, model in built.items()}
 
 
 @torch.inference_mode()

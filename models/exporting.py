@@ -1,9 +1,7 @@
 """A network as a file that needs no code of ours: uint8 pixels in, class ids out; ONNX, torch's program, int8.
 
-What is exported computes what the network computes in evaluation, in another order: batch normalisation and the
-normalisation of pixels are part of the convolutions (the latter exactly so, at the picture's edges too), and what
-follows the enlarging of the features in BiSeNet comes before it, as a 1x1 convolution may. `onnx`, `onnxscript` and
-`onnxruntime` are imported where they are needed.
+What is exported computes what the network computes in another order. Both normalisations are part of convolutions, that
+of pixels too, up to the picture's edges. The 1x1 convolution behind BiSeNet's enlarging comes before it.
 """
 
 from __future__ import annotations
@@ -23,14 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deployment import folded
-from .runtime import package, seal, session
+from .runtime import SEAL_KEY, package, seal, session
 from .segmenter import Segmenter
 
 OUTPUTS = ("ids", "logits")
 OPSET = 18
 CENTRE, BESIDE = 128.0, 127.0
-"""Pixels less the first lie around 0; the second is the value of the channel beside them. All are whole numbers of 8
-bits, which int8 and bf16 hold exactly."""
+"""Pixels less the first lie around 0; the second is the value of the channel beside them. int8 and bf16 hold both."""
 SAME = 1e-4
 """Two ways of computing the same logits may differ by so much of the largest."""
 
@@ -39,8 +36,7 @@ class Coarse(nn.Module):
     """uint8 [B, H, W, 3] RGB -> logits [B, C, h, w] as they are before they are enlarged to [H, W].
 
     A copy of the network, folded. `example`: pictures in [0, 1], [B, 3, H, W], on which each rearrangement is compared
-    with the network as it is; one that gives other logits, as it may for a network that is built otherwise, is left
-    out.
+    with the network as it is. One that gives other logits, of a network that is built otherwise, is left out.
     """
 
     @torch.no_grad()
@@ -213,6 +209,27 @@ def _finished(model: Any, said: dict[str, Any]) -> bytes:
 
 TAIL = ("enlarge_first", "enlarge", "choose", "ids_as_bytes")
 """Names of the nodes behind the logits; the first takes them."""
+
+
+def channels_first(content: bytes) -> bytes:
+    """A file of ids that enlarges logits as they come: in OpenVINO ten times as fast as what `_finished` lays out."""
+    onnx = package("onnx")
+    model = onnx.load_from_string(content)
+    said = {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key != SEAL_KEY}
+    del model.metadata_props[:]
+    graph = model.graph
+    del graph.value_info[:]  # shapes, as they were
+    first, enlarge, choose = (next(node for node in graph.node if node.name == name) for name in TAIL[:3])
+    enlarge.input[0], enlarge.name = first.input[0], first.name
+    graph.node.remove(first)
+    next(attribute for attribute in choose.attribute if attribute.name == "axis").i = 1
+    for value in graph.initializer:
+        if value.name == "sizes":
+            value.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value)[[0, 3, 1, 2]], "sizes"))
+    for node in graph.node:
+        if "sizes" in node.output:
+            node.input[1], node.input[2] = node.input[2], node.input[1]
+    return written(model, said)
 
 
 def written(model: Any, said: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import one_line_error
 
-from benchmarks import loading
+from benchmarks import loading, runtimes
 from benchmarks.adaptation import CELLS
 from benchmarks.evaluation import example, ours, plain
 from benchmarks.prototypes import prototypes, weights
@@ -33,6 +33,22 @@ def test_evaluation_and_inference_print_a_row_a_way(script):
     done = script("benchmarks.inference", "--sizes", "64x32", "--batches", 1, 2, "--rounds", 1, "--device", "cpu")
     ways = ["plain fp32", "deployed fp32", "deployed bf16"]
     assert [row[:3] for row in rows(done.out)] == [["64x32", batch, way] for batch in "12" for way in ways]
+
+
+def test_runtimes_are_timed_beside_pytorch_and_give_its_ids(script, trained, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(runtimes, "SCENE", (96, 48))
+    flags = ("--runtimes", "--sizes", "64x32", "--threads", 1, "--rounds", 3)
+    done = script("benchmarks.inference", *flags, "--checkpoint", trained)
+    assert done.status == 0, done.err
+    found = {row[3]: row for row in rows(done.out)}
+    assert list(found)[:4] == ["PyTorch fp32, eager", "PyTorch bf16, folded", "ONNX Runtime fp32", "ONNX Runtime int8"]
+    assert found["PyTorch fp32, eager"][:3] == ["tiny narrow", "64x32", "1"]
+    assert found["PyTorch fp32, eager"][8] == "1.00"
+    assert all(float(cell) > 0 for row in found.values() for cell in row[4:])
+    assert float(found["ONNX Runtime fp32"][-1]) > 99.9
+    assert "add it" in one_line_error(script("benchmarks.inference", "--every-network"))
 
 
 def test_translation_and_augmentation_are_compared_as_they_are_timed(script):

@@ -15,7 +15,7 @@ import export
 from datasets.cityscapes import cityscapes
 from datasets.labels import CITYSCAPES
 from models import SEGMENTERS, build_segmenter
-from models.exporting import Coarse, FromPixels, OnnxLogits, metadata, programs, quantised, written
+from models.exporting import Coarse, FromPixels, OnnxLogits, channels_first, metadata, programs, quantised, written
 from models.runtime import OnnxNetwork, package, seal
 from training.checkpoint import build_from_checkpoint, load_checkpoint
 from training.exported import compare
@@ -95,6 +95,23 @@ def test_int8_computes_in_whole_numbers_and_nearly_the_same(exported):
     assert len(weights) >= 10
 
 
+def test_a_file_for_other_runtimes_gives_the_same_ids(exported, tmp_path):
+    given = picture(80)[None]
+    for name in ("network.onnx", "network-int8.onnx"):
+        content = (exported / name).read_bytes()
+        file = tmp_path / name
+        file.write_bytes(channels_first(content))
+        found, expected = OnnxNetwork(file, 1), OnnxNetwork(exported / name, 1)
+        assert (found(given) == expected(given)).mean() > 0.999
+        assert found.metadata == expected.metadata
+        nodes = [node.op_type for node in onnx.load(file).graph.node]
+        assert nodes.count("Transpose") == [n.op_type for n in onnx.load(exported / name).graph.node].count(
+            "Transpose"
+        ) - 1
+        images = torch.from_numpy(given).permute(0, 3, 1, 2) / 255
+        same(OnnxLogits(file.read_bytes(), file, 1)(images), OnnxLogits(content, file, 1)(images))
+
+
 def test_the_page_runs_with_numpy_and_onnxruntime_alone(exported, monkeypatch, capsys, tmp_path):
     (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     assert re.findall(r"^import ([\w.]+)", code, re.MULTILINE) == ["json", "numpy", "onnxruntime"]
@@ -123,6 +140,12 @@ def test_any_size_several_pictures_logits_and_a_coarser_grid(tmp_path):
     assert network(given).shape == (3, 50, 101)
     assert (network(given)[:, 1::2, 1::2] == found.argmax(1)[:, :25, :50]).all()
     same(OnnxLogits(content, file, 1)(torch.from_numpy(given).permute(0, 3, 1, 2) / 255), logits_of(model, given))
+    _, content = programs(coarse, said | {"output": "ids"})
+    file.write_bytes(content)
+    last = OnnxNetwork(file, 1)(given)
+    file.write_bytes(channels_first(content))
+    assert (OnnxNetwork(file, 1)(given) == last).mean() > 0.999
+    assert (last == network(given)).mean() > 0.999
 
 
 @pytest.mark.parametrize("name", [name for name in SEGMENTERS if name != "tiny"])
@@ -167,7 +190,7 @@ def test_int8_that_was_calibrated_on_other_pictures_is_refused(trained, exported
 def test_mean_iou_stands_beside_where_there_are_labels(script, trained, tmp_path):
     city = trained.parent.parent / "city"
     done = script("export", trained, "--out", tmp_path / "out", "--int8", "--calibrate", city / "leftImg8bit",
-                  "--cityscapes", city, "--grid", 2)  # fmt: skip
+                  "--cityscapes", city, "--grid", 2, "--runtime", "openvino")  # fmt: skip
     assert done.status == 0, done.err
     assert "int8: calibrated on 6 pictures" in done.out
     assert "compared on Cityscapes val" in done.out
@@ -177,6 +200,8 @@ def test_mean_iou_stands_beside_where_there_are_labels(script, trained, tmp_path
         assert float(rows[name][-1]) == pytest.approx(100 * expected, abs=0.06)
     assert float(rows["network-int8.onnx"][-1]) >= 0
     assert OnnxNetwork(tmp_path / "out/network.onnx").grid == 2
+    for file in (tmp_path / "out").glob("*.onnx"):
+        assert "enlarge" not in [node.name for node in onnx.load(file).graph.node]  # with channels last
 
 
 def test_a_damaged_or_foreign_file_is_one_line(exported, tmp_path):
