@@ -81,7 +81,7 @@ def _refuse_misread(data: SegmentationSet, opened: int, seen: np.ndarray, highes
             )
     if data.mapping is not None:  # with one of the user's own, ids below `known` may be all there is
         of_classes = {id_: train for id_, train in data.mapping.items() if train != IGNORE}
-    if highest < known <= max(of_classes):
+    if highest < known <= max(of_classes) and data.table.unlisted is None:  # users know their own ids
         example = f"{data.classes.names[of_classes[max(of_classes)]]} is {max(of_classes)}"
         if first.stem.endswith("labelIds"):
             hint = " Rename the files to *_gtFine_labelTrainIds.png"

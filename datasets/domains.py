@@ -24,6 +24,7 @@ from utils.errors import UserError
 
 from . import camvid
 from .cityscapes import cityscapes
+from .described import SIZE, described_source, described_target
 from .gta5 import gta5
 from .labels import ENCODINGS, SYNTHIA_PROTOCOL, Protocol
 from .segmentation import SegmentationSet
@@ -44,7 +45,7 @@ class Choice:
 class Domain:
     """A line of a table. size: default working size (width, height). encodings: what its label files may hold, where
     users can say so; the first is the default. mapping: whether users may map its ids with a JSON file. protocol: of a
-    source whose benchmark has other means than that of all classes."""
+    source whose benchmark has other means than that of all classes. root: what --KEY names, DIR or FILE."""
 
     title: str
     load: Callable[..., SegmentationSet]
@@ -53,6 +54,7 @@ class Domain:
     mapping: bool = False
     protocol: Protocol | None = None
     choices: tuple[Choice, ...] = ()
+    root: str = "DIR"
 
 
 _CAMVID = (
@@ -67,11 +69,13 @@ SOURCES = {
     "gta5": Domain("GTA5", gta5, (1280, 720), ENCODINGS, mapping=True),
     "synthia": Domain("SYNTHIA", synthia, (1280, 760), protocol=SYNTHIA_PROTOCOL),
     "camvid_day": Domain("CamVid by day", camvid.camvid_day, camvid.SIZE, choices=_CAMVID),
+    "source_json": Domain("your own set", described_source, SIZE, root="FILE"),
 }
 TARGETS = {
     "cityscapes": Domain("Cityscapes", cityscapes, (1024, 512)),
     "camvid": Domain("CamVid", camvid.camvid, camvid.SIZE, choices=_CAMVID),
     "camvid_dusk": Domain("CamVid at dusk", camvid.camvid_dusk, camvid.SIZE, choices=_CAMVID),
+    "target_json": Domain("your own set", described_target, SIZE, root="FILE"),
 }
 
 
@@ -112,8 +116,9 @@ def add_flags(
 def add_roots(group: argparse._ArgumentGroup, table: Mapping[str, Domain], root: str) -> None:
     """--KEY DIR alone, of every domain in a table; {variable} in the help is what `from_environment` reads."""
     for key, domain in table.items():
-        words = root.format(title=domain.title, variable=f"${key.upper()}")
-        group.add_argument(flag(key), type=Path, metavar="DIR", help=words)
+        title = domain.title if domain.root == "DIR" else f"{domain.title}, a JSON that says where it lies"
+        words = root.format(title=title, variable=f"${key.upper()}")
+        group.add_argument(flag(key), type=Path, metavar=domain.root, help=words)
 
 
 def add_choices(group: argparse._ArgumentGroup, table: Mapping[str, Domain]) -> None:

@@ -117,13 +117,18 @@ def read_label(path: Path, encoding: str, table: LabelTable, mapping: dict[int, 
         return torch.from_numpy(table.by_train_id()[values])
     if held == "colours":
         unknown = float(np.mean(values == UNKNOWN_COLOUR))
-        if unknown > MAX_UNKNOWN_SHARE:
+        if unknown > 0 and table.unlisted == "refuse":
+            found = np.array(_open(path).convert("RGB"))[values == UNKNOWN_COLOUR][0].tolist()
+            raise UserError(
+                f"{path}: expected colours that {table.title} lists, found {found}; list it, or ignore the unlisted"
+            )
+        if unknown > MAX_UNKNOWN_SHARE and table.unlisted is None:
             raise UserError(
                 f"{path}: {unknown:.0%} of the pixels have colours that are in no {table.title} palette; expected the "
                 f"palette of the {classes} classes (is this a picture, or another data set's label?)"
             )
         by_id[UNKNOWN_COLOUR] = IGNORE
-    elif mapping is None:
+    elif mapping is None and table.unlisted != "ignore":
         ids = table.train_ids
         expected = f"{table.title} ids ({min(ids)} to {max(ids)})"
         _refuse_foreign(path, values, (*ids, IGNORE), expected, "another data set's label?")

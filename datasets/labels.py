@@ -94,12 +94,14 @@ class Label(NamedTuple):
 class LabelTable:
     """How the label files of a data set are read. title: whose ids and colours they are. Ids are 0 to 253. Several rows
     may be one class; where two rows have one colour, the first stands. everywhere: a class that any dozen pictures
-    have, if there is one; labels that have neither it nor a later one are those of other classes."""
+    have, if there is one; labels that have neither it nor a later one are those of other classes. unlisted: of a table
+    of the user's own, whether to "refuse" or to "ignore" what is in no row; None: ids are refused, colours ignored."""
 
     title: str
     classes: Classes
     rows: tuple[Label, ...]
     everywhere: str | None = None
+    unlisted: str | None = None
 
     @property
     def palette(self) -> np.ndarray:
