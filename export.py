@@ -17,8 +17,10 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 # isort: split
 
 import argparse
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +74,12 @@ def parse_args() -> argparse.Namespace:
     data = parser.add_argument_group("pictures")
     data.add_argument(
         "--calibrate", type=Path, metavar="DIR",
-        help="for --int8: pictures of where the network will be used, in any folders; needs no labels (default: "
-        "the target's train split)",
+        help="pictures of where the network will be used, in any folders, without labels: --int8 is calibrated and "
+        "files are compared on them (default: train and val pictures of the run's target)",
     )  # fmt: skip
     add_roots(data, TARGETS, "root of {title}: take mean IoU on its val split")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures of val")
-    args = parser.parse_args()
-    if args.calibrate is not None and not args.int8:
-        raise UserError("--calibrate names pictures for --int8; add --int8, or leave --calibrate out")
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -93,7 +92,7 @@ def main() -> None:
     run, classes = trained_with(checkpoint, args.checkpoint), classes_of(checkpoint)
     model = build_from_checkpoint(checkpoint, args.checkpoint).eval()
     working = tuple(args.size or run["size"])
-    calibration = calibration_set(args, run, working) if args.int8 else None
+    calibration = calibration_set(args, run, working) if args.int8 or args.calibrate else None
     data = compared_on(args, run, working, calibration)
     if data.labelled:
         require_same_classes(str(args.checkpoint), classes, data.name, data.classes)
@@ -103,14 +102,13 @@ def main() -> None:
         checkpoint=str(args.checkpoint), step=checkpoint["step"],
     )  # fmt: skip
     coarse = Coarse(model, pixels_of(data, 0).permute(0, 3, 1, 2) / 255)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as folder:
+    with beside(args.out) as folder:
         files = [Path(folder, "exported", name) for name in ("network.onnx", "network.pt2")]
         files[0].parent.mkdir()
         program, content = programs(coarse, said)
         files[0].write_bytes(content)
         save_program(program, said, files[1])
-        if calibration is not None:
+        if args.int8:
             chosen = spread(calibration, CALIBRATION)
             seen = (pixels_of(calibration, n).numpy() for n in tracked(chosen, len(chosen), "calibration", "picture"))
             files.append(files[0].with_name("network-int8.onnx"))
@@ -132,6 +130,17 @@ def main() -> None:
     print(markdown(("file", "MB", "class ids equal (%)", "largest difference of a logit", "mean IoU (%)"), rows))
 
 
+@contextlib.contextmanager
+def beside(out: Path) -> Iterator[str]:
+    """A folder for what is not finished, on the disk of `out`. Raises `UserError` where it cannot be written to."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:100]}.") as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+
+
 def calibration_set(args: argparse.Namespace, run: dict[str, Any], working: tuple[int, int]) -> SegmentationSet:
     """The pictures of --calibrate, or else the target's train split; no label is looked for."""
     if args.calibrate is None:
@@ -146,12 +155,17 @@ def calibration_set(args: argparse.Namespace, run: dict[str, Any], working: tupl
 def compared_on(
     args: argparse.Namespace, run: dict[str, Any], working: tuple[int, int], calibration: SegmentationSet | None
 ) -> SegmentationSet:
-    """The val split of the target that is named, with its labels; or else what is calibrated on, or the run's val."""
+    """The named target's val split, with its labels; or else the pictures of --calibrate, or the val of the run's."""
     if target_of(vars(args)) is not None:
         data = open_target(given(args, run, working), "val")
         print(check(data))
         return data
-    return calibration or open_target(given(args, run, working), "val", labelled=False)
+    if args.calibrate is not None:
+        return calibration
+    try:
+        return open_target(given(args, run, working), "val", labelled=False)
+    except UserError as error:
+        raise UserError(f"{error}; files are compared on real pictures: name some with --calibrate DIR") from None
 
 
 def given(args: argparse.Namespace, run: dict[str, Any], working: tuple[int, int]) -> dict[str, Any]:

@@ -239,9 +239,18 @@ def test_mistakes_are_one_line_and_leave_nothing(script, trained, monkeypatch, t
     def said(*flags):
         return one_line_error(script("export", trained, "--out", tmp_path / "out", *flags))
 
-    assert "add --int8" in said("--calibrate", tmp_path)
     assert "no PNG or JPEG is there" in said("--int8", "--calibrate", tmp_path)
     assert "no such folder" in said("--int8", "--calibrate", tmp_path / "none")
+    city = trained.parent.parent / "city"
+    city.rename(tmp_path / "moved")
+    try:
+        assert "no such folder; files are compared on real pictures: name some with --calibrate DIR" in said()
+    finally:
+        (tmp_path / "moved").rename(city)
+    (tmp_path / "file").touch()
+    below = script("export", trained, "--out", tmp_path / "file/below", "--calibrate", city)
+    assert "file/below: cannot be written (" in one_line_error(below)
+    (tmp_path / "file").unlink()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "deployment needs: pip install -r requirements-deploy.txt" in said()
     assert list(tmp_path.iterdir()) == []
