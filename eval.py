@@ -28,7 +28,9 @@ from datasets.check import check
 from datasets.domains import (
     SOURCES,
     TARGETS,
+    add_choices,
     add_roots,
+    chosen_values,
     open_source,
     open_target,
     protocol_of,
@@ -77,6 +79,7 @@ def parse_args() -> argparse.Namespace:
     add_roots(data, TARGETS, "root of {title}, the target (default: the run's)")
     data.add_argument("--split", default="val", help="split of the target (%(default)s)")
     add_roots(data, SOURCES, "evaluate on a source, {title}: what the run held out of it, or all of it")
+    add_choices(data, TARGETS | SOURCES, of_run=True)
     data.add_argument("--unlabelled", action="store_true", help="only predict; needs no labels")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
     parser.add_argument(
@@ -218,6 +221,7 @@ def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     """The run's arguments, with the data and the limit that this command names in place of the run's."""
     own = vars(args)
     given = run | {key: own[key] for key in SOURCES} | {"limit": args.limit or run.get("limit")}
+    given |= {name: own[name] for name in chosen_values() if own.get(name) is not None}
     return given if target_of(own) is None else given | {key: own[key] for key in TARGETS}
 
 

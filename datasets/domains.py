@@ -121,12 +121,13 @@ def add_roots(group: argparse._ArgumentGroup, table: Mapping[str, Domain], root:
         group.add_argument(flag(key), type=Path, metavar=domain.root, help=words)
 
 
-def add_choices(group: argparse._ArgumentGroup, table: Mapping[str, Domain]) -> None:
-    """The flags of the domains' choices, but for those that are there."""
+def add_choices(group: argparse._ArgumentGroup, table: Mapping[str, Domain], of_run: bool = False) -> None:
+    """The flags of the domains' choices, but for those that are there. of_run: where none is given, it is the run's."""
     known = {action.dest for action in group._actions}
     for name, choice in {choice.name: choice for domain in table.values() for choice in domain.choices}.items():
         if name not in known:
-            group.add_argument(flag(name), choices=choice.values, default=choice.values[0], help=choice.help)
+            default = None if of_run else choice.values[0]
+            group.add_argument(flag(name), choices=choice.values, default=default, help=choice.help)
 
 
 def command_line(table: Mapping[str, Domain], key: str, given: Mapping[str, Any]) -> list[str]:
@@ -168,6 +169,11 @@ def chosen_values() -> dict[str, tuple[str, ...]]:
         found |= {f"{key}_encoding": domain.encodings} if domain.encodings else {}
         found |= {choice.name: choice.values for choice in domain.choices}
     return found
+
+
+def of_target() -> tuple[str, ...]:
+    """The arguments that say on what a run is evaluated: the roots of all targets, and their choices."""
+    return (*TARGETS, *dict.fromkeys(choice.name for domain in TARGETS.values() for choice in domain.choices))
 
 
 def from_environment(args: argparse.Namespace, *tables: Mapping[str, Domain]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from datasets.domains import TARGETS
+from datasets.domains import of_target
 from utils.tables import NOT_RUN, OF_PART, Cell, Table, mean_title, means_in
 
 from . import published
@@ -40,7 +40,7 @@ def reference(e: Experiment, script: str, experiments: Sequence[Experiment]) -> 
         shared = (other.settings.keys() & e.settings.keys()) - REFERENCE_FREE
         return sorted(key for key in shared if other.settings[key] != e.settings[key])
 
-    evaluated = {*EVALUATED, *TARGETS}
+    evaluated = {*EVALUATED, *of_target()}
     fits = [o for o in experiments if o.plain and o.script == script and not evaluated & {*differing(o)}]
     best = min(fits, key=lambda other: len(differing(other)), default=None)
     return best, [] if best is None else differing(best)

@@ -13,7 +13,7 @@ from torch import nn
 
 from datasets import SegmentationSet
 from datasets.appearance import to_float
-from datasets.domains import TARGETS, open_target
+from datasets.domains import of_target, open_target
 from datasets.files import read_image
 from datasets.geometry import resize_image, resize_label
 from datasets.labels import Classes
@@ -77,7 +77,7 @@ def scenes(
     found: list[Scene] = []
     sets: dict[tuple[str | int | None, ...], list[Experiment]] = {}
     for e in experiments:
-        sets.setdefault((*(e.settings.get(key) for key in TARGETS), e.settings.get("limit")), []).append(e)
+        sets.setdefault((*(e.settings.get(key) for key in of_target()), e.settings.get("limit")), []).append(e)
     for group in sets.values():
         try:
             data = open_target(group[0].settings, "val")

@@ -234,7 +234,32 @@ def test_day_to_dusk_is_one_root_on_both_sides(script, tmp_path, game):
     assert result["classes_evaluated"] == 11
     done = script("eval", run, "--adapt-bn", "--camvid", root, "--split", "test", *MACHINE)
     assert "CamVid test, 4 pictures" in done.out, done.err
+    finer = write(tmp_path / "of 32", "original")
+    seen = [script("eval", run, "--camvid", finer, *flags, *MACHINE, "--json", tmp_path / f"{number}.json")
+            for number, flags in enumerate([(), ("--camvid-classes", "cityscapes11")])]  # fmt: skip
+    assert [done.status for done in seen] == [0, 0], seen[0].err + seen[1].err
+    evaluated = [json.loads((tmp_path / f"{n}.json").read_text())["evaluations"][0] for n in (0, 1)]
+    assert [figures["classes_evaluated"] for figures in evaluated] == [17, 11]
     mixed = ("train_gta5", "--gta5", game, "--camvid", root, "--camvid-classes", "camvid11", *QUICK, "--source-size",
              "48x32", "--run-dir", tmp_path / "never")  # fmt: skip
     assert "GTA5 has 19 classes and CamVid val 11" in one_line_error(script(*mixed))
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.slow
+def test_a_report_keeps_runs_of_other_classes_apart(script, tmp_path):
+    """One root, two lists of classes: no gap between them, and each picture in its own colours."""
+    root = write(tmp_path / "camvid", "original")
+    sides = ("--size", "48x32", "--source-size", "48x32")
+    for classes in ("cityscapes11", "camvid11"):
+        given = ("--camvid-dusk", root, "--camvid-classes", classes, *QUICK)
+        assert script("train_cityscapes", *given, "--run-dir", tmp_path / f"upper {classes}").status == 0
+    given = ("--camvid-day", root, *given, *sides)
+    assert script("train_gta5", *given, "--run-dir", tmp_path / "source only").status == 0
+    runs = [tmp_path / name for name in ("upper cityscapes11", "upper camvid11", "source only")]
+    done = script("report", *runs, "--out", tmp_path / "report", "--pictures", 1, "--device", "cpu")
+    assert done.status == 0, done.err
+    assert "no pictures" not in done.out
+    page = (tmp_path / "report/report.html").read_text()
+    assert "</span>Pavement</li>" in page
+    assert "</span>sidewalk</li>" in page
