@@ -33,7 +33,7 @@ from torch import nn
 
 from adaptation.adabn import statistics_kept
 from adaptation.fda import fda
-from adaptation.losses import LOSSES, segmentation_loss
+from adaptation.losses import LOSSES
 from adaptation.pseudo_labels import RULES
 from adaptation.recolouring import Recolouring
 from adaptation.regularisation import regularised
@@ -41,7 +41,17 @@ from datasets import SegmentationSet
 from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax, Mirrored
 from training.adabn import adapt_to
-from training.building import BothDomains, both_domains, geometry, given_labels, pixel_loss, poly, segmenter, sgd
+from training.building import (
+    BothDomains,
+    both_domains,
+    geometry,
+    given_labels,
+    pixel_loss,
+    poly,
+    segmenter,
+    sgd,
+    supervised_loss,
+)
 from training.checkpoint import checkpoint_file, network_for, sha256
 from training.directory import several_runs
 from training.flags import parse, training_parser
@@ -150,12 +160,18 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains, ta
     model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
-    loss_of = pixel_loss(args.loss, data.source, args.workers, args.device)
-    criterion = partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss_of)
+    criterion = supervised_loss(args, data.source)
+    loss_of = criterion.keywords["pixel_loss"]
     if args.target_loss not in (None, args.loss):
         loss_of = pixel_loss(args.target_loss, data.source, args.workers, args.device)
-    loss_of = partial(regularised, pixel_loss=loss_of, mrkld=args.mrkld, entropy=args.lambda_entropy)
-    criterion_target = partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss_of)
+    regularise = partial(regularised, mrkld=args.mrkld, entropy=args.lambda_entropy)
+    extra = LOSSES[args.target_loss or args.loss].auxiliary
+    criterion_target = partial(
+        criterion,
+        pixel_loss=partial(regularise, pixel_loss=loss_of),
+        auxiliary_loss=extra and partial(regularise, pixel_loss=extra),
+        with_boundaries=False,  # which nobody labelled
+    )
     run.restore(model, init=args.init, optimizer=optimizer, schedule=schedule)
 
     if not target.labelled:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from utils.distributed import mean_over_batch, mean_over_ranks
 
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
 Outputs = tuple[Tensor, tuple[Tensor, ...]]
-"""What a segmenter gives in training: logits [B, C, H, W], and those of its auxiliary heads."""
+"""What a segmenter gives in training: logits [B, C, H, W], and those of its auxiliary heads; [B, 1, H, W] of one that
+says where boundaries are."""
 SegmentationLoss = Callable[[Outputs, Tensor], Tensor]
 """`segmentation_loss` with its weight and pixel loss bound: (outputs, labels) -> a scalar."""
 
@@ -74,6 +76,10 @@ def ohem(logits: Tensor, labels: Tensor, threshold: float = 0.7, at_least: float
     return share * (losses * hard).sum() / mean_over_ranks(pixels(hard)).clamp(min=1e-3)
 
 
+hard_pixels: PixelLoss = partial(ohem, threshold=0.9, at_least=1 / 48)
+"""OHEM with PIDNet's constants: its public configuration keeps at least 131,072 pixels of 6 pictures of 1024x1024."""
+
+
 def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     """Mean of (1 - p)^gamma times the cross-entropy, p the probability of the pixel's own class (Lin et al., ICCV
     2017, equation 4, gamma 2); without class weights."""
@@ -112,20 +118,54 @@ def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Te
     return weights
 
 
+def boundaries(labels: Tensor) -> Tensor:
+    """Where a label of another class is at most two pixels away: bool [B, H, W]. Nowhere that a pixel without a label
+    is so near: what a random scale leaves empty, and what nobody labelled, has no boundary."""
+    ids = labels[:, None].float()
+    highest, lowest = F.max_pool2d(ids, 5, stride=1, padding=2), -F.max_pool2d(-ids, 5, stride=1, padding=2)
+    return ((highest != lowest) & (highest != IGNORE))[:, 0]
+
+
+def boundary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """PIDNet's 20 l_1 (Xu et al., CVPR 2023): 20 times the mean binary cross-entropy of boundary logits [B, 1, H, W]
+    and `boundaries`. A pixel of a boundary weighs as much as the batch has others, each of those as much as it has
+    boundary."""
+    edges = boundaries(labels).float()
+    share = mean_over_batch(lambda part: boundaries(part).float().mean(), labels)
+    weight = share + (1 - 2 * share) * edges
+    losses = F.binary_cross_entropy_with_logits(full_precision(logits[:, 0]), edges, reduction="none")
+    return 20 * (weight * losses).mean()
+
+
+def boundary_aware_loss(logits: Tensor, boundary: Tensor, labels: Tensor) -> Tensor:
+    """PIDNet's l_3: `hard_pixels` where the boundary logits [B, 1, H, W] are surer than 0.8 of a boundary. As for OHEM,
+    each part of a batch is taken by itself."""
+    near = torch.sigmoid(boundary.detach()[:, 0]) > 0.8
+    return hard_pixels(logits, torch.where(near, labels, torch.full_like(labels, IGNORE)))
+
+
 def segmentation_loss(
     outputs: Outputs,
     labels: Tensor,
     auxiliary_weight: float = 1.0,
     pixel_loss: PixelLoss = cross_entropy,
+    auxiliary_loss: PixelLoss | None = None,
+    with_boundaries: bool = True,
 ) -> Tensor:
-    """`pixel_loss` on the main logits plus `auxiliary_weight` times that on each auxiliary output.
+    """`pixel_loss` on the main logits plus `auxiliary_weight` times `auxiliary_loss` (None: the same) on each auxiliary
+    output. Those of one channel say where boundaries are: they have losses of their own, or none, which suits labels
+    that a network made.
 
-    BiSeNet, equation 1: L = l_p + alpha * sum_i l_i, with alpha = 1.
+    BiSeNet, equation 1: L = l_p + alpha * sum_i l_i, with alpha = 1. PIDNet: L = 0.4 l_0 + 20 l_1 + l_2 + l_3, of the
+    extra head, the boundaries, the main logits, and those near boundaries.
     """
     logits, auxiliary = outputs
     loss = pixel_loss(logits, labels)
     for extra in auxiliary:
-        loss = loss + auxiliary_weight * pixel_loss(extra, labels)
+        if extra.shape[1] > 1:
+            loss = loss + auxiliary_weight * (auxiliary_loss or pixel_loss)(extra, labels)
+        elif with_boundaries:
+            loss = loss + boundary_loss(extra, labels) + boundary_aware_loss(logits, extra, labels)
     return loss
 
 
@@ -134,12 +174,14 @@ class Loss:
     """An entry of `LOSSES`: a pixel loss and what `--loss` says of it.
 
     class_weights: the weights [C] that the function takes as `weight`, from the class frequencies of the training set
-    (pixels, pixels_where_present: int64 [C] each). None for a loss that has no such weights.
+    (pixels, pixels_where_present: int64 [C] each). None for a loss that has no such weights. auxiliary: the pixel loss
+    of auxiliary logits, where it is another.
     """
 
     function: Callable[..., Tensor]
     help: str
     class_weights: Callable[[Tensor, Tensor], Tensor] | None = None
+    auxiliary: PixelLoss | None = None
 
 
 LOSSES = {
@@ -148,4 +190,5 @@ LOSSES = {
     "focal": Loss(focal, "cross-entropy that counts easy pixels less"),
     "sce": Loss(symmetric, "symmetric cross-entropy, which trusts labels less"),
     "weighted": Loss(cross_entropy, "cross-entropy that counts rare classes more", median_frequency_weights),
+    "pidnet": Loss(hard_pixels, "as ohem, with PIDNet's constants; auxiliary logits as ce", auxiliary=cross_entropy),
 }

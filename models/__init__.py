@@ -15,6 +15,7 @@ from .deeplab_vgg16 import DeepLabVGG16
 from .deeplabv2 import DeepLabV2
 from .discriminator import DISCRIMINATORS, Discriminator
 from .lraspp import LRASPP
+from .pidnet import PIDNet
 from .segmenter import Segmenter
 from .weights import UNREADABLE, WeightsError
 
@@ -23,6 +24,7 @@ SEGMENTERS: dict[str, type[Segmenter]] = {
     "deeplabv2": DeepLabV2,
     "lraspp": LRASPP,
     "deeplab_vgg16": DeepLabVGG16,
+    "pidnet": PIDNet,
 }
 """--model's name -> network; the first is the default. What a network says of itself: `models.segmenter`."""
 

@@ -15,7 +15,8 @@ from .layers import Normalise
 
 Outputs = Tensor | tuple[Tensor, tuple[Tensor, ...]]
 """Logits [B, num_classes, H, W] in evaluation; in training (logits, auxiliary logits), all of one size. The auxiliary
-logits are a tuple, empty where there are none. Multi-level adaptation looks at the first."""
+logits are a tuple, empty where there are none. Multi-level adaptation looks at the first. Behind the others may stand
+[B, 1, H, W], logits of where boundaries are."""
 
 
 class Settings(NamedTuple):
@@ -30,6 +31,8 @@ class Settings(NamedTuple):
     """Probability of a horizontal flip."""
     scales: tuple[float, ...] = (1.0,)
     """One is drawn per picture, before the crop."""
+    loss: str = "ce"
+    """On labelled pixels, as `--loss` names it."""
 
 
 class Segmenter(nn.Module):

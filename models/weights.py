@@ -24,20 +24,27 @@ class WeightsError(ValueError):
 
 
 def load_state(
-    module: nn.Module, state: dict[str, Tensor], name: str, allow_partial: bool = False, classifier: str = "fc"
+    module: nn.Module,
+    state: dict[str, Tensor],
+    name: str,
+    allow_partial: bool = False,
+    classifier: tuple[str, ...] = ("fc",),
+    may_lack: tuple[str, ...] = (),
 ) -> str:
     """Copies `state` into `module` and says what was loaded.
 
-    The 1000-way ImageNet classifier, which no segmenter here has, may be left over; `classifier` is its part's name.
-    Anything else that is missing, left over or of another shape raises `WeightsError`, unless `allow_partial`; then it
-    is only said.
+    The 1000-way ImageNet classifier, which no segmenter here has, may be left over; `classifier` names its parts. The
+    module's parts `may_lack` start at random where the state has nothing of them. Anything else that is missing, left
+    over or of another shape raises `WeightsError`, unless `allow_partial`; then it is only said.
     """
     own = module.state_dict()
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    lacking = [part for part in may_lack if not any(key.startswith(f"{part}.") for key in state)]
+    own = {key: value for key, value in own.items() if key.partition(".")[0] not in lacking}
     fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     shape = [key for key in state if key in own and key not in fits]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    left_over = [key for key in state if key not in own and not key.startswith(f"{classifier}.")]
+    left_over = [key for key in state if key not in own and key.partition(".")[0] not in classifier]
     problems = [
         f"{len(keys)} {what} (first: {keys[0]})"
         for keys, what in ((missing, "missing"), (shape, "of another shape"), (left_over, "left over"))
@@ -50,19 +57,25 @@ def load_state(
         )
     module.load_state_dict(fits, strict=False)
     said = f"loaded {len(fits)} tensors from {name}"
-    if any(key.startswith(f"{classifier}.") for key in state):
-        said += f", left its ImageNet classifier ({classifier}) out"
+    found = [part for part in classifier if any(key.startswith(f"{part}.") for key in state)]
+    if found:
+        said += f", left its ImageNet classifier ({', '.join(found)}) out"
+    if lacking:
+        said += f"; it has no {' and '.join(lacking)}, which start from random weights"
     return said + (f"; PARTIAL: {'; '.join(problems)}" if problems else "")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a plain state dict (name -> tensor), with `weights_only=True`. Raises `WeightsError`."""
+    """Reads a state dict (name -> tensor), by itself or as the `state_dict` of a dictionary, with `weights_only=True`.
+    Raises `WeightsError`."""
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist (expected imagenet, none or a state dict's path)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE:
         raise WeightsError(f"{path} is not a state dict that torch can read safely (weights_only)") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(
             f"{path} holds no state dict of tensors; to start from a checkpoint of this project, use --init"
@@ -76,8 +89,10 @@ class ImageNet(NamedTuple):
     name: str
     download: Callable[[], dict[str, Tensor]]
     """Raises `WeightsError` when they cannot be had."""
-    classifier: str = "fc"
-    """The part of them that no segmenter has."""
+    classifier: tuple[str, ...] = ("fc",)
+    """The parts of them that no segmenter has."""
+    may_lack: tuple[str, ...] = ()
+    """The backbone's parts that they may not have."""
 
 
 def torchvision_imagenet(arch: str, classifier: str = "fc") -> ImageNet:
@@ -93,7 +108,7 @@ def torchvision_imagenet(arch: str, classifier: str = "fc") -> ImageNet:
                 "give --weights FILE (torchvision's state dict) or --weights none"
             ) from None
 
-    return ImageNet("torchvision's IMAGENET1K_V1", download, classifier)
+    return ImageNet("torchvision's IMAGENET1K_V1", download, (classifier,))
 
 
 def load_backbone(
@@ -111,5 +126,5 @@ def load_backbone(
         name, state = imagenet.name, imagenet.download()
     else:
         raise WeightsError(f"there are no ImageNet weights of {backbone}; give --weights FILE or --weights none")
-    classifier = "fc" if imagenet is None else imagenet.classifier
-    return f"{backbone}: " + load_state(module, state, name, allow_partial, classifier)
+    known = () if imagenet is None else (imagenet.classifier, imagenet.may_lack)
+    return f"{backbone}: " + load_state(module, state, name, allow_partial, *known)

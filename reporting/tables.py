@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from models import DISCRIMINATORS, SEGMENTERS
+from training.methods import plain_loss
 from utils.tables import NOT_RUN, Cell, Table, duration
 
 from . import published
@@ -71,7 +72,7 @@ def variation(step: str) -> Callable[[Experiment], bool]:
         if step == "d":
             return e.settings["model"] not in ("bisenet", "deeplabv2", "deeplab_vgg16")
         if step == "e":
-            return e.settings.get("loss", "ce") != "ce"
+            return e.settings.get("loss", "ce") != plain_loss(e.settings)
         script, translation = scripts[step]
         return e.script == script and translation in (None, e.settings.get("translation", "fda"))
 

@@ -22,6 +22,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from datasets.domains import SOURCES, TARGETS
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
+from reporting.costs import networks
 from training.checkpoint import load_checkpoint
 from utils.errors import run_script
 from utils.interruption import Interruption, Stop
@@ -43,6 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported: a script collects garbage after a mistake, and would look through all of it
+
+
+def each_network() -> list[Any]:
+    """Parameters of a test: what builds each network, as measure_flops.py names it; PIDNet's larger sizes are slow."""
+    slow = ("pidnet m", "pidnet l")
+    return [
+        pytest.param(build, id=name, marks=[pytest.mark.slow] if name in slow else [])
+        for name, build in networks().items()
+        if not name.startswith("discriminator")
+    ]
 
 
 def picture(number: int, size=(48, 32)) -> np.ndarray:

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import one_line_error
+from conftest import each_network, one_line_error
 from torch import nn
 
-from measure_flops import networks
 from models import SEGMENTERS, build_discriminator, build_segmenter
 from models.deployment import Deployed, folded
 from models.exporting import Coarse, enlarged
@@ -25,24 +24,27 @@ def with_statistics(model):
     return model.eval()
 
 
-NETWORKS = {name: build for name, build in networks().items() if not name.startswith("discriminator")}
+BEFORE_A_RECTIFIER = {("pidnet", "s"): 11, ("pidnet", "m"): 11, ("pidnet", "l"): 15}
+"""Batch normalisation that follows no convolution, and so stays."""
 
 
-@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("build", each_network())
 @torch.no_grad()
 def test_folding_leaves_the_logits(build):
     model = with_statistics(build())
     images = torch.rand(2, 3, 64, 96)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     logits, copy = model(images), folded(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
-    torch.testing.assert_close(copy(images), logits, rtol=0, atol=2e-5 * float(logits.abs().max()))
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    assert left == BEFORE_A_RECTIFIER.get((model.options["name"], model.options["backbone"]), 0)
+    rounding = 1e-3 if left else 2e-5  # PIDNet with random weights lets it grow
+    torch.testing.assert_close(copy(images), logits, rtol=0, atol=rounding * float(logits.abs().max()))
     pixels = (images[:1] * 255).byte().permute(0, 2, 3, 1)
     coarse, expected = Coarse(model, images[:1]), model(pixels.permute(0, 3, 1, 2) / 255)
     assert coarse.early  # what is exported is rearranged more
     assert coarse.centred
     found = enlarged(coarse(pixels), (64, 96))
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding * float(expected.abs().max()))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the model is untouched
     for module in model.batch_norms()[:1]:  # some network has none
         module.bias.add_(1)

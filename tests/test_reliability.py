@@ -93,7 +93,7 @@ def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
     labels = torch.randint(0, 19, (2, 64, 64))
     criteria = (cross_entropy, partial(cross_entropy, weight=torch.rand(19)), ohem, focal)
     criteria += (partial(weighted_by_pixel, weights=torch.rand(2, 64, 64)),)
-    for name, several in (("bisenet", criteria), ("deeplabv2", criteria[:1])):
+    for name, several in (("bisenet", criteria), ("deeplabv2", criteria[:1]), ("pidnet", criteria[:1])):
         model = build_segmenter(name).train()
         for criterion in several:
             with Seen():

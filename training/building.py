@@ -106,7 +106,8 @@ def supervised_loss(
 ) -> SegmentationLoss:
     """`segmentation_loss` with --loss and --aux-weight. train: the labelled training set; see `pixel_loss`."""
     loss = pixel_loss(args.loss, train, args.workers, args.device, counts)
-    return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss)
+    extra = LOSSES[args.loss].auxiliary
+    return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss, auxiliary_loss=extra)
 
 
 def pixel_loss(

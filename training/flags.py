@@ -165,7 +165,9 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
         "--aux-weight", type=number(0, 100), metavar="X",
         help=f"weight of the auxiliary losses {by_settings('aux_weight')}",
     )  # fmt: skip
-    add_choice(training, "--loss", LOSSES, "ce", "loss on labelled pixels")
+    losses = {name: network.settings["paper"].loss for name, network in models.SEGMENTERS.items()}
+    own = "".join(f"; {name}: {loss}" for name, loss in losses.items() if loss != "ce")
+    add_choice(training, "--loss", LOSSES, "ce", "loss on labelled pixels", said=f"(ce{own})")
     training.add_argument("--seed", type=whole, default=0, metavar="N", help="of all random numbers (0)")
     training.add_argument(
         "--precision", choices=PRECISIONS,

@@ -13,6 +13,7 @@ from adaptation.pseudo_labels import RULES
 from adaptation.sac import LEAST
 from adaptation.translation import TRANSLATIONS
 from datasets.domains import SOURCES
+from models import SEGMENTERS
 
 PLAIN = {
     "loss": "ce",
@@ -67,7 +68,8 @@ def method_name(settings: dict[str, Any]) -> str:
         "train_sac": _sac,
     }.get(settings["script"], lambda s: s["script"])(settings) + _learnt_from(settings)
     looks = [word for word in ("jitter", "blur") if settings.get(word)]
-    plain = PLAIN | ({"level": "feature"} if settings.get("discriminator") == FADA else {})
+    plain = PLAIN | {"loss": plain_loss(settings)}
+    plain |= {"level": "feature"} if settings.get("discriminator") == FADA else {}
     others = [f"{key} {in_short(settings[key])}" for key, usual in plain.items() if settings.get(key, usual) != usual]
     return " + ".join([kind, *looks, *others])
 
@@ -78,6 +80,12 @@ def _learnt_from(settings: dict[str, Any]) -> str:
     if settings["script"] == "train_cityscapes" or named in ([], [next(iter(SOURCES))]):
         return ""
     return f" from {' and '.join(SOURCES[key].title for key in named)}"
+
+
+def plain_loss(settings: dict[str, Any]) -> str:
+    """The loss that the run's network is published with."""
+    network = SEGMENTERS.get(settings.get("model"))
+    return PLAIN["loss"] if network is None else network.settings["paper"].loss
 
 
 def _adversarial(settings: dict[str, Any]) -> str:

@@ -82,13 +82,19 @@ def cores() -> int:
 
 
 def add_choice(
-    group: argparse._ArgumentGroup, flag: str, table: Mapping[str, Any], default: str, what: str, **others: str
+    group: argparse._ArgumentGroup,
+    flag: str,
+    table: Mapping[str, Any],
+    default: str,
+    what: str,
+    said: str = "(%(default)s)",
+    **others: str,
 ) -> None:
-    """A flag that names an entry of a table. Its help is `what`, then what each entry says of itself in `help`; others:
-    further choices, and what each means."""
+    """A flag that names an entry of a table. Its help is `what`, then what each entry says of itself in `help`, then
+    the default as it is `said`; others: further choices, and what each means."""
     meanings = {name: entry.help for name, entry in table.items()} | others
     listed = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
-    group.add_argument(flag, choices=tuple(meanings), default=default, help=f"{what}. {listed} (%(default)s)")
+    group.add_argument(flag, choices=tuple(meanings), default=default, help=f"{what}. {listed} {said}")
 
 
 def add_machine_flags(group: argparse._ArgumentGroup) -> None:
