@@ -2,7 +2,8 @@
 
 AdaptSegNet (Tsai et al., CVPR 2018): the segmenter learns the source's labels and to make its predictions on the
 target look like its predictions on the source. AdvEnt and MinEnt (Vu et al., CVPR 2019) are its siblings on entropy.
-FADA (Wang et al., ECCV 2020) aligns features, class by class.
+FADA (Wang et al., ECCV 2020) aligns features, class by class. IntraDA (Pan et al., CVPR 2020) adapts a second time,
+from the target's easy pictures to its hard ones.
 
     python train_adversarial.py --gta5 DIR --cityscapes DIR                                  standard discriminator
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator depthwise        the lightweight one
@@ -11,6 +12,7 @@ FADA (Wang et al., ECCV 2020) aligns features, class by class.
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator none --min-entropy      MinEnt
     python train_adversarial.py --gta5 DIR --cityscapes DIR --model deeplabv2 --level multi  multi-level
     python train_adversarial.py --gta5 DIR --cityscapes DIR --discriminator class --level feature   FADA
+    python train_adversarial.py --cityscapes DIR --input entropy --intra runs/ADVENT         IntraDA
     python train_adversarial.py --demo                                          street scenes, minutes on a CPU
 
 The target passes through the network in training mode and moves the running statistics of batch normalisation, also at
@@ -40,9 +42,10 @@ from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts, class_shares
 from models import DISCRIMINATORS
 from training.adversaries import discriminators_for, gan_for, require_meaning
-from training.building import adam, both_domains, geometry, poly, segmenter, sgd, supervised_loss
+from training.building import adam, geometry, poly, segmenter, sgd, supervised_loss
 from training.flags import parse, training_parser
 from training.gradients import Gradients
+from training.intra_domain import add_intra_flags, domains, split_by_entropy
 from training.method_flags import add_statistics_flag
 from training.run import Run
 from utils.flags import add_choice, number
@@ -77,6 +80,7 @@ def parse_args() -> argparse.Namespace:
     add("--entropy-range", 1.0, "MinEnt's loss: over this share of a picture's pixels, the unsure; ADVENT: 0.3", most=1)
     add("--class-prior", 0.0, "have each class expect this part of its share of the source; ADVENT: 0.5", most=1)
     add("--lambda-prior", 1e-3, "weight of the loss for that; no source that we know names one")
+    add_intra_flags(adversarial)
     add_statistics_flag(adversarial)
     args = parse(parser)
     require_meaning(args)
@@ -85,7 +89,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    data = both_domains(args)
+    data = domains(args)
 
     run = Run(args, data.source, data.target, data.val)
     model = segmenter(args, len(run.classes), multi_level=args.level == "multi")
@@ -98,6 +102,7 @@ def main() -> None:
     schedules_d = [poly(optimizer_d, run.total_steps) for optimizer_d in optimizers_d]
     run.restore(model, optimizer=optimizer, schedule=schedule, discriminator=discriminators,
                 discriminator_optimizer=optimizers_d, discriminator_schedule=schedules_d)  # fmt: skip
+    data = split_by_entropy(args, run, data)
     source = run.stream(data.source, geometry(args, args.source_size))
     target = run.stream(data.target, geometry(args, args.size))
     appearance, recolour = Appearance(args.jitter, args.blur), Recolouring(args.recolour)

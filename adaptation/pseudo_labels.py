@@ -180,4 +180,18 @@ class IAST:
         return pseudo_label(prediction, confidence, self.thresholds)
 
 
-RULES: dict[str, type[Rule]] = {"bdl": BDL, "cbst": CBST, "iast": IAST}
+class Argmax:
+    """IntraDA's rule (Pan et al., CVPR 2020), and FADA's in its self-distillation: every pixel is labelled."""
+
+    title = "pseudo-labels of every pixel"
+    help = "every pixel its most probable class, however unsure, as in IntraDA"
+    settings: ClassVar = {}
+
+    def __init__(self, num_classes: int, device: torch.device | str) -> None:
+        self.thresholds = torch.zeros(num_classes, device=device)
+
+    def label(self, probabilities: Tensor) -> Tensor:
+        return confidences(probabilities)[0].to(torch.uint8)
+
+
+RULES: dict[str, type[Rule]] = {"bdl": BDL, "cbst": CBST, "iast": IAST, "argmax": Argmax}

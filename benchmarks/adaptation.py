@@ -73,6 +73,7 @@ ROWS = {
     "adversarial, standard": Row(ADVERSARIAL),
     "adversarial, depthwise": Row(ADVERSARIAL, ("--discriminator", "depthwise")),
     "AdvEnt": Row(ADVERSARIAL, ("--input", "entropy")),
+    "IntraDA": Row(ADVERSARIAL, ("--input", "entropy"), needs=("AdvEnt",)),
     "MinEnt": Row(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
     "MinEnt, entropy range 0.3": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--entropy-range", "0.3")),
     "MinEnt + class prior": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--class-prior", "0.5")),

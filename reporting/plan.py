@@ -36,7 +36,8 @@ to plan with."""
 class Row:
     """A row of a table: a training script with flags, or an evaluation.
 
-    needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax) or to label with them.
+    needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax), to label with them,
+    or for IntraDA, which then reads no source.
     goes_on: whether it starts from the one that it needs. cost: of the network, in BiSeNet-18's.
     """
 
@@ -81,8 +82,10 @@ class Plan:
         if not row.trains:
             to = ["--json", str(self.figures(name, seed)), "--force"]
             return [row.script, *checkpoints, *row.flags, *to, *self.machine]
-        source = [] if row.script == TARGET_ONLY else self.source
+        intra = row.script == ADVERSARIAL and bool(checkpoints) and not row.goes_on
+        source = [] if row.script == TARGET_ONLY or intra else self.source
         labels = ["--labeller", *checkpoints] if checkpoints and row.script == SELF else []
+        labels += ["--intra", *checkpoints] if intra else []
         labels += ["--init", *checkpoints] if row.goes_on else []
         where = ["--seed", str(seed), "--run-dir", str(self.directory(name, seed)), "--resume"]
         return [row.script, *self.training, *source, *labels, *row.flags, *where, *self.machine]

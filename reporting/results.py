@@ -41,6 +41,8 @@ BESIDE = {
     "max_bad_share",
     "labeller",
     "labeller_sha256",
+    "intra",
+    "intra_sha256",
     "recipe",
     "teacher_sha256",
     "pseudo_labels",

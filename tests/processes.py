@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import SMALL, SOURCE  # noqa: E402
-from soak import FADA  # noqa: E402
+from soak import FADA, INTRA  # noqa: E402
 
 import train_dacs  # noqa: E402
 import train_sac  # noqa: E402
@@ -48,6 +48,7 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
         "train_gta5": [*both, "--source-holdout", 0.3],
         "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
         "train_adversarial-FADA": [*both, *FADA],
+        "train_adversarial-IntraDA": [*common, *INTRA, labeller],
         "train_fda": [*both, "--beta", 0.05, "--entropy-from", 0],
         "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0,
                                 "--max-class-share", 1],
@@ -57,8 +58,8 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
     return {name: [str(flag) for flag in flags] for name, flags in found.items()}
 
 
-INTERRUPTED = ("train_adversarial", "train_adversarial-FADA", "train_dacs", "train_sac")
-OPTIMIZERS = {"train_adversarial": 3, "train_adversarial-FADA": 2}
+INTERRUPTED = ("train_adversarial", "train_adversarial-FADA", "train_adversarial-IntraDA", "train_dacs", "train_sac")
+OPTIMIZERS = {"train_adversarial": 3, "train_adversarial-FADA": 2, "train_adversarial-IntraDA": 2}
 """Of a command, where there is more than the segmenter's."""
 
 

@@ -31,6 +31,7 @@ from conftest import SMALL, SOURCE, assert_same_runs, write_cityscapes, write_gt
 from utils.errors import Parser  # noqa: E402
 
 FADA = ("--discriminator", "class", "--level", "feature")
+INTRA = ("--size", "64x32", "--input", "entropy", "--discriminator", "depthwise", "--intra")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -47,6 +48,7 @@ def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dic
             "train_gta5": [*both, "--jitter", "--source-holdout", 0.2],
             "train_adversarial": [*both, "--size", "64x32", "--level", "multi", "--discriminator", "depthwise"],
             "train_adversarial-FADA": [*both, *FADA],
+            "train_adversarial-IntraDA": [*common, *INTRA, labeller],
             "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
             "train_pseudo_labels": [
                 *both,

@@ -51,6 +51,7 @@ METHODS = {
     "feature": ("train_adversarial", "--level", "feature", "--discriminator", "depthwise", "--size", "256x256",
                 "--source-size", "256x256"),
     "FADA": ("train_adversarial", "--discriminator", "class", "--level", "feature"),
+    "IntraDA": ("train_adversarial", "--input", "entropy", "--discriminator", "depthwise"),
     "FDA": ("train_fda", "--beta", 0.09, "--entropy-from", 1),
     "LAB": ("train_fda", "--translation", "lab", "--blur", "--recolour", 0.7),
     "pseudo-labels": ("train_pseudo_labels", "--adapt-bn", "--bn-statistics", "target", "--recolour", 0.7),
@@ -107,11 +108,14 @@ def train(place: SimpleNamespace, method: str, run_dir: Path, *more: Any, device
     if script == "train_pseudo_labels":
         labellers = [place.checkpoint] * (2 if "two" in method else 1)
         flags += ["--max-class-share", 1, "--labeller", *labellers]
+    if method == "IntraDA":
+        flags += ["--intra", place.checkpoint]
     if method == "DACS, frozen":
         flags += ["--teacher-checkpoint", place.checkpoint]
     if method == "DACS, given labels":
         flags += ["--labels", place.labels]
-    command = (*on(place, script), "--max-steps", 3, *flags, *more, "--run-dir", run_dir, "--device", device)
+    reads = "train_cityscapes" if method == "IntraDA" else script  # the target alone
+    command = (*on(place, reads), "--max-steps", 3, *flags, *more, "--run-dir", run_dir, "--device", device)
     run_once(script, *command)
     found = sorted(run_dir.rglob("metrics.jsonl"))[-1]
     return json.loads(found.read_text().splitlines()[-1])

@@ -255,7 +255,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     """
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
-    reads_source = "source_holdout" in known
+    reads_source = "source_holdout" in known and getattr(chosen, "intra", None) is None
     if not chosen.demo:
         from_environment(chosen, TARGETS, *([SOURCES] if reads_source else []))
     source, target = source_of(vars(chosen)), target_of(vars(chosen))

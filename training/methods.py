@@ -99,6 +99,9 @@ def _adversarial(settings: dict[str, Any]) -> str:
         words += f" on {settings['entropy_range']:.0%} of the pixels"
     if settings["min_entropy"] and settings["level"] == "multi" and settings.get("lambda_entropy_aux", 0) > 0:
         words += f", auxiliary {settings['lambda_entropy_aux']:g}"
+    if settings.get("intra") is not None:
+        share = settings.get("easy_share") or 0.67
+        words = f"IntraDA ({words})" + (f", easy share {share:g}" if share != 0.67 else "")
     return words + (f" + class prior {settings['class_prior']:g}" if settings.get("class_prior", 0) > 0 else "")
 
 
