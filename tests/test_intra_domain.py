@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 from soak import INTRA
 
 from adaptation.intra_domain import easy_and_hard, mean_entropy
+from adaptation.losses import cross_entropy
 from adaptation.pseudo_labels import Argmax, class_probabilities
 from benchmarks.adaptation import ROWS
 from datasets import cityscapes
 from datasets.appearance import to_float
 from reporting.plan import Plan
+from training.building import supervised_loss
 from training.checkpoint import network_for
 from training.intra_domain import _kept
 from training.methods import method_name
@@ -148,6 +151,18 @@ def test_what_does_not_go_with_it_is_refused(script, city, game, trained, tmp_pa
     alone = ("train_adversarial", "--cityscapes", city, "--gta5", game, *SMALL, "--run-dir", run)
     assert "--intra CHECKPOINT" in one_line_error(script(*alone, "--easy-share", 0.5))
     assert not run.exists()
+
+
+def test_labels_that_a_network_made_teach_no_boundary() -> None:
+    """Of a network that says where boundaries are, its last auxiliary logits."""
+    outputs = torch.randn(2, 19, 8, 8), (torch.randn(2, 1, 8, 8),)
+    labels = torch.randint(0, 19, (2, 8, 8), dtype=torch.uint8)
+    args = {"loss": "ce", "workers": 0, "device": "cpu", "aux_weight": 1.0}
+    plain = cross_entropy(outputs[0], labels)
+    by_a_network = supervised_loss(Namespace(**args, intra=Path("a")), None)
+    assert torch.equal(by_a_network(outputs, labels), plain)
+    by_people = supervised_loss(Namespace(**args, intra=None), None)
+    assert by_people(outputs, labels) > plain
 
 
 def test_the_benchmark_hands_the_checkpoint_on_and_no_source() -> None:

@@ -104,10 +104,13 @@ def segmenter(args: argparse.Namespace, num_classes: int, multi_level: bool = Fa
 def supervised_loss(
     args: argparse.Namespace, train: SegmentationSet, counts: Tensor | None = None
 ) -> SegmentationLoss:
-    """`segmentation_loss` with --loss and --aux-weight. train: the labelled training set; see `pixel_loss`."""
+    """`segmentation_loss` with --loss and --aux-weight. train: the labelled training set; see `pixel_loss`. Labels that
+    --intra's network makes teach no boundary."""
     loss = pixel_loss(args.loss, train, args.workers, args.device, counts)
     extra = LOSSES[args.loss].auxiliary
-    return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss, auxiliary_loss=extra)
+    given = getattr(args, "intra", None) is None
+    return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss, auxiliary_loss=extra,
+                   with_boundaries=given)  # fmt: skip
 
 
 def pixel_loss(
