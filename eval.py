@@ -35,7 +35,7 @@ from datasets.domains import (
     open_target,
     protocol_of,
     roots,
-    source_of,
+    sources_of,
     target_of,
     usual,
 )
@@ -228,15 +228,16 @@ def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
 def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> SegmentationSet:
     """The set to evaluate on, at the working size of the run, checked."""
     given = _given(args, run)
-    source = source_of(given)
-    if source is None:
+    sources = sources_of(given)
+    if not sources:
         data = open_target(given, args.split, labelled=not args.unlabelled)
     else:
         if "source_holdout" not in run:
-            given["source_size"] = SOURCES[source].size
-            print(f"note: {path} had no source; {SOURCES[source].title} is read as training does without further flags")
+            first = SOURCES[sources[0]]
+            given["source_size"] = first.size
+            print(f"note: {path} had no source; {first.title} is read as training does without further flags")
         data = open_source(given, labelled=not args.unlabelled)
-        rest, held_out = data.hold_out(run["source_holdout"] if source == source_of(run) else 0)
+        rest, held_out = data.hold_out(run["source_holdout"] if {*sources} & {*sources_of(run)} else 0)
         data = held_out or rest
     print(check(data))
     return data

@@ -30,7 +30,7 @@ from datasets.domains import (
     open_source,
     open_target,
     roots,
-    source_of,
+    sources_of,
     target_of,
 )
 from models import SEGMENTERS
@@ -102,11 +102,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     args, more = parse_args()
-    for found, table in ((source_of(vars(args)), SOURCES), (target_of(vars(args)), TARGETS)):
-        if found is None:
+    for found, table in ((sources_of(vars(args)), SOURCES), (target_of(vars(args)), TARGETS)):
+        if not found:
             raise UserError(f"{roots(table)} is missing: name the root of the data set")
-    target = command_line(TARGETS, target_of(vars(args)), vars(args))
-    source = command_line(SOURCES, source_of(vars(args)), vars(args))
+    target, source = command_line(TARGETS, vars(args)), command_line(SOURCES, vars(args))
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
     plan = Plan(ROWS[args.rows], args.out, [*target, *more], source, machine)
     keep_apart(args.out, {"data": [*target, *source], "flags": more})
@@ -159,7 +158,7 @@ class Steps:
         for flag in ("--epochs", "--max-steps", "--limit", "--batch-size"):
             parser.add_argument(flag, type=positive)
         parser.add_argument("--size", type=size, default=TARGETS[target_of(self._given)].size)
-        parser.add_argument("--source-size", type=size, default=SOURCES[source_of(self._given)].size)
+        parser.add_argument("--source-size", type=size, default=SOURCES[sources_of(self._given)[0]].size)
         parser.add_argument("--model", default="bisenet")
         parser.add_argument("--backbone")
         parser.add_argument("--settings", default="paper")

@@ -27,7 +27,7 @@ from datasets.domains import (  # noqa: E402
     command_line,
     from_environment,
     roots,
-    source_of,
+    sources_of,
     target_of,
 )
 from reporting.plan import (  # noqa: E402
@@ -175,8 +175,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, metavar="DIR", help="where the cells' figures are kept (--out)")
     args = parser.parse_args()
     from_environment(args, SOURCES, TARGETS)
-    for table, found in ((SOURCES, source_of(vars(args))), (TARGETS, target_of(vars(args)))):
-        if found is None:
+    for table, found in ((SOURCES, sources_of(vars(args))), (TARGETS, target_of(vars(args)))):
+        if not found:
             raise UserError(f"{roots(table)} is missing: name the root of the data set")
     width, height = args.size
     named = f"adaptation-{width}x{height}-batch{args.batch_size}-{args.steps}-{args.precision}"
@@ -216,13 +216,13 @@ def on_split(split: str) -> dict[str, Row]:
 
 def plan_of(args: argparse.Namespace, rows: dict[str, Row]) -> Plan:
     side = "x".join(str(s) for s in args.size)
-    target = command_line(TARGETS, target_of(vars(args)), vars(args))
+    target = command_line(TARGETS, vars(args))
     training = [
         *target, "--size", side, "--cache", str(args.out / ".prepared"),
         "--weights", "none", "--batch-size", str(args.batch_size), "--precision", args.precision,
         "--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", "2",
     ]  # fmt: skip
-    source = [*command_line(SOURCES, source_of(vars(args)), vars(args)), "--source-size", side]
+    source = [*command_line(SOURCES, vars(args)), "--source-size", side]
     return Plan(rows, args.out, training, source, ["--workers", str(args.workers), "--device", str(args.device)])
 
 

@@ -19,7 +19,7 @@ from .domains import (
     open_source,
     open_target,
     roots,
-    source_of,
+    sources_of,
     target_of,
 )
 from .files import picture_size, raw_label, read_image, read_label
@@ -33,7 +33,10 @@ ASPECT_TOLERANCE = 0.02
 
 
 def check(data: SegmentationSet) -> str:
-    """Opens a sample of the files and says what was found. Raises `UserError` naming file, value and likely cause."""
+    """Opens a sample of the files and says what was found, a line a part. Raises `UserError` naming file, value and
+    likely cause."""
+    if len(data.parts) > 1:
+        return "\n".join(map(check, data.parts))
     spread = sorted(set(np.linspace(0, len(data) - 1, SAMPLE).round().astype(int).tolist()))
     seen = np.zeros(256, dtype=np.int64)
     highest, sizes = 0, set()
@@ -118,12 +121,12 @@ def main() -> None:
     args = parser.parse_args()
     from_environment(args, SOURCES, TARGETS)
     given = vars(args)
-    source, target = source_of(given), target_of(given)
-    if source is None and target is None:
+    sources, target = sources_of(given), target_of(given)
+    if not sources and target is None:
         raise UserError(f"nothing to check: give {roots(SOURCES)}, {roots(TARGETS)} or both")
     sets = []
-    if source is not None:
-        sets.append(open_source(given | {"source_size": SOURCES[source].size}))
+    if sources:
+        sets.append(open_source(given | {"source_size": SOURCES[sources[0]].size}))
     if target is not None:
         sets += [open_target(given | {"size": TARGETS[target].size}, split) for split in ("train", "val")]
     for data in sets:

@@ -27,7 +27,8 @@ from .cityscapes import cityscapes
 from .described import SIZE, described_source, described_target
 from .gta5 import gta5
 from .labels import ENCODINGS, SYNTHIA_PROTOCOL, Protocol
-from .segmentation import SegmentationSet
+from .mixed import MixedSet
+from .segmentation import SegmentationSet, shared_classes
 from .synthia import synthia
 
 
@@ -130,10 +131,14 @@ def add_choices(group: argparse._ArgumentGroup, table: Mapping[str, Domain], of_
             group.add_argument(flag(name), choices=choice.values, default=default, help=choice.help)
 
 
-def command_line(table: Mapping[str, Domain], key: str, given: Mapping[str, Any]) -> list[str]:
-    """The flags that name a domain, and of its choices those that are not the defaults, as a command has them."""
-    chosen = {c.name: given[c.name] for c in table[key].choices if given.get(c.name, c.values[0]) != c.values[0]}
-    return [flag(key), str(given[key]), *(text for name, value in chosen.items() for text in (flag(name), value))]
+def command_line(table: Mapping[str, Domain], given: Mapping[str, Any]) -> list[str]:
+    """The flags that name domains of a table, and of their choices those that are not the defaults, as a command has
+    them."""
+    named = {key: domain for key, domain in table.items() if given.get(key) is not None}
+    choices = dict.fromkeys(choice for domain in named.values() for choice in domain.choices)
+    chosen = {c.name: given[c.name] for c in choices if given.get(c.name, c.values[0]) != c.values[0]}
+    words = {key: str(given[key]) for key in named} | chosen
+    return [text for name, value in words.items() for text in (flag(name), value)]
 
 
 def roots(table: Mapping[str, Domain]) -> str:
@@ -188,32 +193,35 @@ def from_environment(args: argparse.Namespace, *tables: Mapping[str, Domain]) ->
 # From what a run was given to its sets. `given`: the arguments as `vars(args)` or config.json has them.
 
 
-def source_of(given: Mapping[str, Any]) -> str | None:
-    """The key of the source that is named, None where none is. Raises `UserError` for two."""
-    return _named(SOURCES, given, "source")
+def sources_of(given: Mapping[str, Any]) -> list[str]:
+    """The keys of the sources that are named, in the order of the table: a run draws from several in turn."""
+    return [key for key in SOURCES if given.get(key) is not None]
 
 
 def target_of(given: Mapping[str, Any]) -> str | None:
     """The key of the target that is named, None where none is. Raises `UserError` for two."""
-    return _named(TARGETS, given, "target")
-
-
-def _named(table: Mapping[str, Domain], given: Mapping[str, Any], role: str) -> str | None:
-    found = [key for key in table if given.get(key) is not None]
+    found = [key for key in TARGETS if given.get(key) is not None]
     if len(found) > 1:
-        raise UserError(f"{' and '.join(map(flag, found))}: a run has one {role}; name one of them")
+        raise UserError(f"{' and '.join(map(flag, found))}: a run has one target; name one of them")
     return found[0] if found else None
 
 
 def protocol_of(given: Mapping[str, Any]) -> Protocol | None:
-    """Of the source that is named: what is measured beside the mean IoU of all classes."""
-    key = source_of(given)
-    return None if key is None else SOURCES[key].protocol
+    """Of the sources that are named: what is measured beside the mean IoU of all classes."""
+    return next((SOURCES[key].protocol for key in sources_of(given) if SOURCES[key].protocol is not None), None)
 
 
-def open_source(given: Mapping[str, Any], labelled: bool = True) -> SegmentationSet:
-    """All pictures of the source that is named, at --source-size, less what --KEY-list and --limit leave out."""
-    key = source_of(given)
+def open_source(given: Mapping[str, Any], labelled: bool = True) -> SegmentationSet | MixedSet:
+    """All pictures of the source that is named, at --source-size, less what --KEY-list and --limit leave out; of
+    several, all as one. Raises `UserError` where these have not the same classes, or have one name."""
+    parts = tuple(_open_source(key, given, labelled) for key in sources_of(given))
+    shared_classes(*parts)
+    if len({part.name for part in parts}) < len(parts):
+        raise UserError(f"two of the sources are called {parts[-1].name}; give your own set another name")
+    return parts[0] if len(parts) == 1 else MixedSet(parts)
+
+
+def _open_source(key: str, given: Mapping[str, Any], labelled: bool) -> SegmentationSet:
     more = _reading(key, SOURCES[key], given) | {"list_file": _path(given.get(f"{key}_list"))}
     size = tuple(given["source_size"])
     try:

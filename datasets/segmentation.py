@@ -44,6 +44,16 @@ class SegmentationSet(Dataset):
         return self.table.classes
 
     @property
+    def parts(self) -> tuple[SegmentationSet, ...]:
+        """The sets that it is of: itself alone, where a `MixedSet` has several."""
+        return (self,)
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """Which numbers each part's pictures have."""
+        return (range(len(self)),)
+
+    @property
     def labelled(self) -> bool:
         """Whether label files may be opened at all."""
         return self.samples[0].label is not None

@@ -1,10 +1,11 @@
 """The order in which training sees pictures, and the loaders.
 
 A training stream is one long list of draws: draw k is picture `order[k % n]` of pass `k // n`, moved by a random
-generator that knows only (seed, stream, k). With rare-class sampling there are no passes, and another generator that
-knows no more draws the picture. Nothing depends on the number of workers or on what was drawn before, so a run that
-stops after any step goes on exactly where it was, and no picture is lost or doubled where one pass ends and the next
-begins.
+generator that knows only (seed, stream, k). Of a set of several parts (`datasets/mixed.py`) draw k is of part k mod the
+number of parts, and each part has passes of its own. With rare-class sampling there are no passes, and another
+generator that knows no more draws the picture. Nothing depends on the number of workers or on what was drawn before, so
+a run that stops after any step goes on exactly where it was, and no picture is lost or doubled where one pass ends and
+the next begins.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Replaced(NamedTuple):
 class TrainingStream(Dataset):
     """Draws of a training set: item k is (image, label) or, for a set without labels, the image alone.
 
-    With `skip` a picture that cannot be read is replaced by the next one of the set that can, the same one every time.
+    With `skip` a picture that cannot be read is replaced by the next one of its part that can, the same one every time.
     `rare` draws the pictures of a labelled set by their classes.
     """
 
@@ -55,7 +56,7 @@ class TrainingStream(Dataset):
         rare: RareClasses | None = None,
     ) -> None:
         self.data, self.geometry, self.seed, self.stream, self.draws = data, geometry, seed, stream, draws
-        self._pass: tuple[int, np.ndarray] | None = None
+        self._passes: dict[int, tuple[int, np.ndarray]] = {}  # of each part
         self.skip, self.rare = skip, rare
 
     def __len__(self) -> int:
@@ -65,26 +66,29 @@ class TrainingStream(Dataset):
         """The picture that this draw takes; every pass is a new permutation."""
         if self.rare is not None:
             return self._class_and_picture(draw)[1]
-        number, position = divmod(draw, len(self.data))
-        if self._pass is None or self._pass[0] != number:
-            order = np.random.default_rng((self.seed, self.stream, 0, number)).permutation(len(self.data))
-            self._pass = (number, order)
-        return int(self._pass[1][position])
+        spans = self.data.spans
+        own, part = divmod(draw, len(spans))
+        number, position = divmod(own, len(spans[part]))
+        if self._passes.get(part, (None,))[0] != number:
+            knows = (self.seed, self.stream, 0, number, *([part] if part else []))
+            self._passes[part] = (number, np.random.default_rng(knows).permutation(len(spans[part])))
+        return spans[part][int(self._passes[part][1][position])]
 
     def _class_and_picture(self, draw: int) -> tuple[int, int]:
         return self.rare.draw(np.random.default_rng((self.seed, self.stream, 2, draw)))
 
     def __getitem__(self, draw: int) -> tuple[Tensor, Tensor] | Tensor | Replaced | UserError:
         index, problems = self.index(draw), {}
+        own = next(span for span in self.data.spans if index in span)
         while True:
             try:
                 image, label = self.data.training_pair(index)
                 break
             except UserError as error:  # given back, not raised: a worker's traceback is no message for a person
                 problems[self.data.samples[index].name] = str(error)
-                if not self.skip or len(problems) == len(self.data):
+                if not self.skip or len(problems) == len(own):
                     return error
-                index = (index + 1) % len(self.data)
+                index = own[(index + 1 - own.start) % len(own)]
         rng = np.random.default_rng((self.seed, self.stream, 1, draw))
         item = self._moved(image, label, draw, rng)
         return Replaced(item, problems) if problems else item

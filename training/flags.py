@@ -24,7 +24,7 @@ from datasets.domains import (
     from_environment,
     roots,
     sizes,
-    source_of,
+    sources_of,
     target_of,
     usual,
 )
@@ -258,12 +258,12 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     reads_source = "source_holdout" in known and getattr(chosen, "intra", None) is None
     if not chosen.demo:
         from_environment(chosen, TARGETS, *([SOURCES] if reads_source else []))
-    source, target = source_of(vars(chosen)), target_of(vars(chosen))
+    sources, target = sources_of(vars(chosen)), target_of(vars(chosen))
     network = models.SEGMENTERS[chosen.model]
     if chosen.settings not in network.settings:
         raise UserError(f"--settings {chosen.settings}: {network.title} has {' and '.join(network.settings)} only")
     implied = network.settings[chosen.settings]._asdict() | {"backbone": network.default_backbone()}
-    implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[source or "gta5"].size}
+    implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[[*sources, "gta5"][0]].size}
     if recipes:
         implied |= recipes[chosen.recipe]
     spelt = {text.partition("=")[0] for text in sys.argv}
@@ -272,7 +272,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         raise UserError(f"--demo has street scenes of its own; leave out {' and '.join(named)}, or --demo")
     if chosen.demo:
         implied |= DEMO | ({} if network.demo_lr is None else {"lr": network.demo_lr})
-    implied |= {key: getattr(chosen, key) for key in (source, target) if key is not None}
+    implied |= {key: getattr(chosen, key) for key in (*sources, target) if key is not None}
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem
@@ -305,8 +305,8 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
                 game, camera = street_scenes.ensure(DEMO_ROOT, **DEMO_SCENES, workers=1)
         except (OSError, ValueError) as error:
             raise UserError(f"--demo: the street scenes cannot be written below {DEMO_ROOT} ({error})") from None
-        args.cityscapes, args.gta5 = target, source = camera, game
-    for found, table in ((target, TARGETS), (source, SOURCES)) if reads_source else ((target, TARGETS),):
-        if found is None:
+        args.cityscapes, args.gta5 = camera, game
+    for table in (TARGETS, SOURCES) if reads_source else (TARGETS,):
+        if all(getattr(args, key) is None for key in table):
             raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")
     return args

@@ -12,7 +12,7 @@ from adaptation.mixing import SURE
 from adaptation.pseudo_labels import RULES
 from adaptation.sac import LEAST
 from adaptation.translation import TRANSLATIONS
-from datasets.domains import SOURCES
+from datasets.domains import SOURCES, sources_of
 from models import SEGMENTERS
 
 PLAIN = {
@@ -76,7 +76,7 @@ def method_name(settings: dict[str, Any]) -> str:
 
 def _learnt_from(settings: dict[str, Any]) -> str:
     """The source, where it is another than the first of the table, GTA5; the upper bound has none."""
-    named = [key for key in SOURCES if settings.get(key) is not None]
+    named = sources_of(settings)
     if settings["script"] == "train_cityscapes" or named in ([], [next(iter(SOURCES))]):
         return ""
     return f" from {' and '.join(SOURCES[key].title for key in named)}"

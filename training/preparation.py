@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import SegmentationSet
+from datasets.mixed import MixedSet
 from datasets.prepared import prepared
 from utils.distributed import first_then_others
 from utils.interruption import worker_signals
@@ -28,6 +29,8 @@ class Preparation:
         """The set as the run reads it; made by rank 0 where it is not there. Arguments as of `prepared`."""
         if self.off:
             return data
+        if len(data.parts) > 1:
+            return MixedSet(tuple(self(part, with_labels, skip) for part in data.parts))
         own = [place / ".prepared" for place in (data.root, self.beside) if place is not None]
         places = own if self.cache is None else [self.cache]
         with first_then_others(self.pause) as pause:

@@ -31,7 +31,7 @@ def configuration(
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "steps_per_epoch": progress.steps_per_epoch,
         "total_steps": progress.total_steps,
-        "data": {data.name: fingerprint(data) for data in sets},
+        "data": {part.name: fingerprint(part) for data in sets for part in data.parts},
         "versions": versions(),
         "commit": commit(),
         "device": device_name(device),

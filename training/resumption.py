@@ -79,6 +79,7 @@ def changes(before: dict[str, Any], config: dict[str, Any], device: torch.device
             for name, value in config["data"].items()
             if data.get(name) != value
         ]
+        changed += [f"{name} is read no more" for name in data if name not in config["data"]]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{where}: damaged, the run cannot be compared with this command") from None
     if processes != ranks() and device.type != "cuda":

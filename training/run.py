@@ -83,10 +83,12 @@ class Run:
         self._interruption = Interruption(args.stop_after)
         self._claim = DirectoryClaim(self.directory, self.config, args.resume, args.allow_changes, self.device)
         seed_everything(args.seed, 0)
-        one_pass = "about one pass" if len(epoch_of) % args.batch_size else "one pass"
+        one_pass = "about one pass over" if len(epoch_of) % args.batch_size else "one pass over"
+        if len(epoch_of.parts) > 1:
+            one_pass = "as many draws in turn as there are pictures in"
         print(
             f"run {self.directory}: {counted(self.total_steps, 'step')} with batch size {args.batch_size}; an epoch is "
-            f"{counted(self.progress.steps_per_epoch, 'step')}, {one_pass} over {epoch_of.name} "
+            f"{counted(self.progress.steps_per_epoch, 'step')}, {one_pass} {epoch_of.name} "
             f"({counted(len(epoch_of), 'picture')})"
         )
 

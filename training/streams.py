@@ -51,12 +51,14 @@ class Streams:
         """The set's batches on the device, from the run's present step to its last, as `datasets.stream` draws them.
         pictures: of a batch, where it is not the run's batch size; divisible as that is."""
         pictures = pictures or self.batch_size
-        if len(data) < pictures:
-            fewer = max(2, len(data)) * self.batch_size // pictures
-            print(
-                f"note: {data.name} has {counted(len(data), 'picture')} and a batch {pictures}: some come twice "
-                f"in it; take more pictures, or --batch-size {fewer}"
-            )
+        for part in data.parts:
+            in_turn = len(part) * len(data.parts)
+            if in_turn < pictures:
+                fewer = max(2, in_turn) * self.batch_size // pictures
+                print(
+                    f"note: {part.name} has {counted(len(part), 'picture')} and a batch {pictures}: some come twice "
+                    f"in it; take more pictures, or --batch-size {fewer}"
+                )
         data = self.prepare(data, with_labels=True, skip=self.skip)
         draws = self.progress.total_steps * pictures
         stream = TrainingStream(data, geometry, self.seed, len(self._streams), draws, self.skip, rare)
