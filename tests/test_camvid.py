@@ -8,6 +8,7 @@ import pytest
 from conftest import one_line_error, picture, save
 from PIL import Image
 
+from benchmarks import adaptation
 from datasets import camvid
 from datasets.check import check
 from datasets.labels import CITYSCAPES, CITYSCAPES_LABELS, IGNORE
@@ -263,3 +264,13 @@ def test_a_report_keeps_runs_of_other_classes_apart(script, tmp_path):
     page = (tmp_path / "report/report.html").read_text()
     assert "</span>Pavement</li>" in page
     assert "</span>sidewalk</li>" in page
+
+
+def test_the_table_of_methods_reads_it_from_one_root(monkeypatch):
+    given = ["--camvid-day", "C", "--camvid-dusk", "C", "--camvid-classes", "cityscapes11"]
+    monkeypatch.setattr("sys.argv", ["adaptation.py", *given])
+    plan = adaptation.plan_of(adaptation.parse_args(), adaptation.CELLS)
+    own = ["--camvid-classes", "cityscapes11"]
+    assert plan.command("upper bound", 0)[1:5] == ["--camvid-dusk", "C", *own]
+    command = plan.command("DACS", 0)
+    assert command[command.index("--camvid-day") :][:4] == ["--camvid-day", "C", *own]
