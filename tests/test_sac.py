@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, same, source_only
+from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, picture, same, source_only
 from torch import nn
 
 import train_sac
 from adaptation.sac import ClassPrior, confident_focal_loss, labels_by_threshold, thresholds
 from adaptation.views import Views, averaged, draw_views, unwarp, warp
+from datasets.appearance import to_float
 from models import build_segmenter
 from training.checkpoint import load_checkpoint
 from training.gradients import Gradients
@@ -242,7 +243,8 @@ def test_the_script_trains_on_what_the_mathematics_says(script, game, city, tmp_
         noting(train_sac, name)
     noting(ClassPrior, "follow")
     noting(Gradients, "backward")
-    flags = ("--max-steps", 1, "--batch-size", 8, "--accumulate", 2, "--lambda-target", 3, "--confidence", 0.05)
+    flags = ("--max-steps", 1, "--batch-size", 8, "--accumulate", 2, "--lambda-target", 3, "--confidence", 0.05,
+             "--scales", 2, "--flip", 1)  # fmt: skip
     assert script(*sac(game, city, tmp_path / "run", *flags)).status == 0
 
     assert all(len(calls) == 2 for name, calls in seen.items() if name != "backward")
@@ -251,7 +253,10 @@ def test_the_script_trains_on_what_the_mathematics_says(script, game, city, tmp_
             seen[name][part] for name in ("warp", "taught_probabilities")
         )
         assert len(pictures) == 2
-        assert 0 <= pictures.min() <= pictures.max() <= 1
+        assert all(  # neither scaled nor mirrored before the views are
+            any(torch.equal(shown, to_float(torch.from_numpy(picture(n)).permute(2, 0, 1))) for n in range(4))
+            for shown in pictures
+        )
         assert taught is warped
         torch.testing.assert_close(warped[::2], torch.where(  # of each picture the first view is all of it
             views.scale[::2, 0, None, None, None] < 0, pictures.flip(-1), pictures), atol=2e-5, rtol=0)  # fmt: skip
