@@ -19,7 +19,10 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from datasets.domains import (
     SOURCES,
@@ -34,6 +37,7 @@ from datasets.domains import (
     target_of,
 )
 from models import SEGMENTERS
+from reporting.costs import networks
 from reporting.plan import ADVERSARIAL, COSTS, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
 from training.progress import Progress
 from utils.files import read_json, write_json
@@ -77,8 +81,6 @@ ROWS = {"assignment": ASSIGNMENT, "report": REPORT, "all": ASSIGNMENT | METHODS 
 
 BYTES = 4 + 2 * 8
 """That a run keeps for each parameter: the best checkpoint, and the last two with the optimizer."""
-PARAMETERS = {"resnet101": 49e6, "deeplabv2": 44e6}
-"""Where a row's network is not BiSeNet-18."""
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -170,7 +172,8 @@ class Steps:
     def network(self, row: Row) -> str:
         """As measure_flops.py calls it."""
         flags = self.flags(row)
-        return f"{flags.model} {flags.backbone or SEGMENTERS[flags.model].default_backbone()}"
+        default = SEGMENTERS[flags.model].default_backbone() if flags.model in SEGMENTERS else "none"
+        return f"{flags.model} {flags.backbone or default}"
 
     def pictures(self, role: str, flags: argparse.Namespace) -> int:
         """Of the training set. Raises `UserError` where it cannot be read."""
@@ -195,7 +198,7 @@ def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:
         words = " ".join([row.script, *row.flags])
         rows.append([name, str(seed), words, counted(steps.of(row), "step") if row.trains else "-", state])
         if row.trains and state == "to do":
-            kept += BYTES * next((n for word, n in PARAMETERS.items() if word in row.flags), 12.1e6) / 1e9
+            kept += BYTES * parameters(steps.network(row)) / 1e9
     print(markdown(("row", "seed", "script", "length", "state"), rows))
     prepared = steps.prepared_gigabytes(steps.flags(Row(SOURCE_ONLY)))
     free = shutil.disk_usage(plan.out).free / 1e9
@@ -204,6 +207,17 @@ def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:
         "of prepared pictures beside the data. An estimate of the time follows after a hundred steps.",
         flush=True,
     )
+
+
+@cache
+def parameters(network: str) -> int:
+    """Of a network in training, by its name in measure_flops.py; none of its weights is made. Raises `UserError` for a
+    network that is not there."""
+    known = networks()
+    if network not in known:
+        raise UserError(f"there is no network {network}; there are {', '.join(known)}")
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in known[network]().parameters())
 
 
 class Timing:

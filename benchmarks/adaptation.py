@@ -30,6 +30,7 @@ from datasets.domains import (  # noqa: E402
     sources_of,
     target_of,
 )
+from models import SEGMENTERS  # noqa: E402
 from reporting.plan import (  # noqa: E402
     ADVERSARIAL,
     DACS,
@@ -43,6 +44,7 @@ from reporting.plan import (  # noqa: E402
     Row,
     slug,
 )
+from training.flags import add_network_flags  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
@@ -152,6 +154,8 @@ for name, cell in ROWS.items():
     if not name.startswith(UPPER):  # whose batch normalisation is the target's already
         flags, needs = ((), (name,)) if cell.trains else (cell.flags, cell.needs)
         CELLS[f"{name} + AdaBN"] = Row(EVALUATION, (*flags, "--adapt-bn"), needs)
+EARLIEST = {"model": "bisenet", "backbone": "resnet18"}
+"""The network of cells that name none."""
 FIGURES = ("accuracy", "miou", "iou", "classes_evaluated", "step", "epoch")
 
 
@@ -161,6 +165,7 @@ def parse_args() -> argparse.Namespace:
     for table, role in ((SOURCES, "source"), (TARGETS, "target")):
         add_roots(data, table, f"root of {{title}}, the {role} ({{variable}})")
         add_choices(data, table)
+    add_network_flags(parser)
     parser.add_argument("--size", type=size, default=(160, 120), metavar="WxH", help="both domains (160x120)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="(8)")
     parser.add_argument("--steps", type=positive, default=600, metavar="N", help="of every run (600)")
@@ -180,6 +185,9 @@ def parse_args() -> argparse.Namespace:
             raise UserError(f"{roots(table)} is missing: name the root of the data set")
     width, height = args.size
     named = f"adaptation-{width}x{height}-batch{args.batch_size}-{args.steps}-{args.precision}"
+    args.backbone = args.backbone or SEGMENTERS[args.model].default_backbone()
+    if network(args) != EARLIEST:
+        named += f"-{args.model}-{args.backbone}"
     args.out = args.out or Path("runs") / named
     args.cells = args.cells or args.out
     return args
@@ -197,7 +205,7 @@ def main() -> None:
     cells = {name: [read_cell(args, row, seed) for seed in args.seeds] for name, row in zip(CELLS, rows, strict=True)}
     width, height = args.size
     made = f"{width}x{height}, batch {args.batch_size}, {args.steps} steps in {args.precision}, seeds {args.seeds}"
-    print(f"\n{made}, last checkpoint, {args.split}\n")
+    print(f"\n{args.model} {args.backbone}, {made}, last checkpoint, {args.split}\n")
     print(table(cells))
 
 
@@ -219,6 +227,7 @@ def plan_of(args: argparse.Namespace, rows: dict[str, Row]) -> Plan:
     target = command_line(TARGETS, vars(args))
     training = [
         *target, "--size", side, "--cache", str(args.out / ".prepared"),
+        "--model", args.model, "--backbone", args.backbone,
         "--weights", "none", "--batch-size", str(args.batch_size), "--precision", args.precision,
         "--epochs", "100000", "--max-steps", str(args.steps), "--eval-every", "2",
     ]  # fmt: skip
@@ -230,9 +239,14 @@ def cell_file(args: argparse.Namespace, name: str, seed: int) -> Path:
     return args.cells / f"{slug(name, seed)}.json"
 
 
+def network(args: argparse.Namespace) -> dict[str, str]:
+    return {"model": args.model, "backbone": args.backbone}
+
+
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all cells of one table share; a cell made under other settings is not taken for this table's."""
-    return {"size": list(args.size), "batch_size": args.batch_size, "steps": args.steps, "precision": args.precision}
+    made = {"size": list(args.size), "batch_size": args.batch_size, "steps": args.steps, "precision": args.precision}
+    return made | network(args)
 
 
 def keep_cell(args: argparse.Namespace, plan: Plan, name: str, seed: int) -> None:
@@ -253,7 +267,7 @@ def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] 
     path = cell_file(args, name, seed)
     if not path.exists():
         return None
-    cell = {"precision": "fp32"} | json.loads(path.read_text())  # the earliest cells do not say it
+    cell = {"precision": "fp32"} | EARLIEST | json.loads(path.read_text())  # the earliest cells do not say it
     if {key: cell[key] for key in settings(args)} != settings(args):
         raise UserError(f"{path} was made at other settings than {settings(args)}; name another --out")
     return cell

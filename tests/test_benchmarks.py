@@ -124,13 +124,18 @@ def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
     assert found["source only"] == ["3", "50.0 ± 0.0", "20.0 ± 10.0", "-", "-", "60.0 ± 0.0"]
     assert found["upper bound"] == ["3", "50.0 ± 0.0", "43.3 ± 15.3", "+23.3 ± 15.3", "-", "60.0 ± 0.0"]
     assert set(found["LAB"]) == {"not run"}
+    other = one_line_error(script(*command, "--model", "pidnet"))  # cells that name no network are BiSeNet-18's
+    assert "was made at other settings" in other
+    assert "'model': 'pidnet', 'backbone': 's'" in other
+    assert "pidnet s, 48x32" in script(*command, "--model", "pidnet", "--cells", tmp_path / "none").out
     write_cells(cells, "LAB", [0.2], steps=2)
     assert "LAB-seed0.json was made at other settings" in one_line_error(script(*command))
 
 
 @pytest.mark.slow
 def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
-    command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--seeds", 3,
+    network = ("--model", "lraspp")
+    command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--seeds", 3, *network,
                "--out", tmp_path / "runs", "--cells", tmp_path / "cells", "--only", "source only + AdaBN")  # fmt: skip
     first = script(*command)
     assert first.status == 0, first.err
@@ -138,6 +143,9 @@ def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
     cell = json.loads((tmp_path / "cells" / "source-only-seed3.json").read_text())
     trained = json.loads((tmp_path / "runs" / "source-only-seed3" / "result.json").read_text())
     assert (cell["miou"], cell["step"], cell["row"], cell["seed"]) == (trained["miou"], 1, "source only", 3)
+    assert (cell["model"], cell["backbone"]) == ("lraspp", "mobilenet_v3_large")
+    trained_with = json.loads((tmp_path / "runs/source-only-seed3/config.json").read_text())["arguments"]
+    assert (trained_with["model"], trained_with["backbone"]) == ("lraspp", "mobilenet_v3_large")
     found = {row[0]: row[1:] for row in rows(first.out.rpartition("last checkpoint")[2])}
     assert {name for name, row in found.items() if row[0] == "1"} == {"source only", "source only + AdaBN"}
     again = script(*command)

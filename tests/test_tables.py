@@ -18,6 +18,7 @@ import tables
 from reporting.plan import Plan, Row
 from tables import ROWS, Timing
 from utils import bar
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--model", "tiny", "--size", "48x32", *SOURCE, "--weights", "none", "--batch-size", "2", "--lr", "0.01")
@@ -172,3 +173,12 @@ def test_a_missing_root_is_one_line(script, city, monkeypatch) -> None:
     for name in ("GTA5", "CITYSCAPES"):
         monkeypatch.delenv(name, raising=False)
     assert "--gta5 DIR (or " in one_line_error(script("tables", "--cityscapes", city))
+
+
+@pytest.mark.slow
+def test_the_disk_that_checkpoints_need_is_known_of_every_network():
+    assert tables.parameters("bisenet resnet18") == 12_068_672
+    assert tables.parameters("pidnet s") == 7_720_935
+    assert tables.parameters("lraspp mobilenet_v3_large") == 3_221_198
+    with pytest.raises(UserError, match="there is no network other none"):
+        tables.parameters("other none")
