@@ -26,7 +26,6 @@ from utils.errors import UserError, run_script  # before torch, for a quick --he
 # isort: split
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -36,7 +35,6 @@ from adaptation.fda import fda
 from adaptation.losses import LOSSES
 from adaptation.pseudo_labels import RULES
 from adaptation.recolouring import Recolouring
-from adaptation.regularisation import regularised
 from datasets import SegmentationSet
 from datasets.appearance import Appearance, to_float
 from models.ensemble import MeanSoftmax, Mirrored
@@ -46,8 +44,8 @@ from training.building import (
     both_domains,
     geometry,
     given_labels,
-    pixel_loss,
     poly,
+    pseudo_label_loss,
     segmenter,
     sgd,
     supervised_loss,
@@ -161,17 +159,7 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains, ta
     optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)
     criterion = supervised_loss(args, data.source)
-    loss_of = criterion.keywords["pixel_loss"]
-    if args.target_loss not in (None, args.loss):
-        loss_of = pixel_loss(args.target_loss, data.source, args.workers, args.device)
-    regularise = partial(regularised, mrkld=args.mrkld, entropy=args.lambda_entropy)
-    extra = LOSSES[args.target_loss or args.loss].auxiliary
-    criterion_target = partial(
-        criterion,
-        pixel_loss=partial(regularise, pixel_loss=loss_of),
-        auxiliary_loss=extra and partial(regularise, pixel_loss=extra),
-        with_boundaries=False,  # which nobody labelled
-    )
+    criterion_target = pseudo_label_loss(args, criterion, data.source)
     run.restore(model, init=args.init, optimizer=optimizer, schedule=schedule)
 
     if not target.labelled:

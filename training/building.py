@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 
 import models
 from adaptation.losses import LOSSES, PixelLoss, SegmentationLoss, segmentation_loss
+from adaptation.regularisation import regularised
 from datasets import SegmentationSet
 from datasets.check import check
 from datasets.domains import open_source, open_target
@@ -111,6 +112,24 @@ def supervised_loss(
     given = getattr(args, "intra", None) is None
     return partial(segmentation_loss, auxiliary_weight=args.aux_weight, pixel_loss=loss, auxiliary_loss=extra,
                    with_boundaries=given)  # fmt: skip
+
+
+def pseudo_label_loss(
+    args: argparse.Namespace, criterion: SegmentationLoss, train: SegmentationSet
+) -> SegmentationLoss:
+    """`criterion`, the source's loss, as it is on pseudo-labels: with --target-loss, --mrkld and --lambda-entropy. They
+    teach no boundary."""
+    loss = criterion.keywords["pixel_loss"]
+    if args.target_loss not in (None, args.loss):
+        loss = pixel_loss(args.target_loss, train, args.workers, args.device)
+    regularise = partial(regularised, mrkld=args.mrkld, entropy=args.lambda_entropy)
+    extra = LOSSES[args.target_loss or args.loss].auxiliary
+    return partial(
+        criterion,
+        pixel_loss=partial(regularise, pixel_loss=loss),
+        auxiliary_loss=extra and partial(regularise, pixel_loss=extra),
+        with_boundaries=False,
+    )
 
 
 def pixel_loss(
