@@ -136,9 +136,9 @@ def test_network_source_and_loss_train_ten_steps(extended: Path) -> None:
     assert "PocketNet" in run(extended, "train_gta5.py", "--help-all")
     counted = run(extended, "measure_flops.py", "--only", "pocketnet", "--size", "64x32", "--no-latency")
     assert "pocketnet plain" in counted
-    assert "source only + loss poly" in run(extended, "report.py", "runs/new", "--out", "report", "--pictures", 1) + (
-        extended / "report/report.md"
-    ).read_text(encoding="utf-8")
+    out = run(extended, "report.py", "runs/new", "--out", "report", "--pictures", 1)
+    page = (extended / "report/report.md").read_text(encoding="utf-8")
+    assert "source only from Synthetic + loss poly" in out + page
 
     labels = [*FLAGS, *source, "--labeller", "runs/new/checkpoint_last.pt", "--rule", "fixed", "--confidence", 0.01,
               "--max-class-share", 1]  # fmt: skip
