@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import one_line_error
 
-from benchmarks import loading, runtimes
+from benchmarks import loading, pseudo_labels, runtimes
 from benchmarks.adaptation import CELLS
 from benchmarks.evaluation import example, ours, plain
 from benchmarks.prototypes import prototypes, weights
@@ -221,3 +221,24 @@ def test_the_pilot_of_prototypes_says_how_right_labels_are(script, trained):
     assert 0 < float(found["largest w, mean"][1]) <= 100
     own = script("eval", *flags, "--split", "train")
     assert f"| {found['mIoU'][0]} " in next(line for line in own.out.splitlines() if line.startswith("| mean "))
+
+
+def test_labels_are_counted_by_their_true_class():
+    """Six pixels: one without a truth, one left out, one wrong."""
+    truth, given = torch.tensor([0, 0, 0, 1, 1, 255]), torch.tensor([0, 0, 255, 1, 0, 1])
+    found = pseudo_labels.counts(truth, given, 2)
+    assert found.tolist() == [[2, 0, 1], [1, 1, 0]]
+    assert pseudo_labels.figures(found[0].sum(), found[0, :-1].sum(), found[0, 0], found[:, 0].sum()) == "66.7 / 66.7"
+    assert pseudo_labels.figures(*torch.zeros(3)) == "- / -"
+
+
+@pytest.mark.slow
+def test_a_rule_that_labels_all_is_as_right_as_its_network(script, trained):
+    flags = (trained, "--workers", 0, "--device", "cpu")
+    done = script("benchmarks.pseudo_labels", *flags, "--rules", "argmax", "cbst")
+    assert done.status == 0, done.err
+    found = {row[0]: row[1:] for row in rows(done.out)}
+    kept, right = (float(figure) for figure in found["all"][0].split(" / "))
+    assert kept == 100
+    assert float(found["all"][1].split(" / ")[0]) < 100
+    assert f"| {right} " in script("eval", *flags, "--split", "train").out
