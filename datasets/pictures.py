@@ -70,9 +70,21 @@ def overlay(image: np.ndarray, prediction: np.ndarray, classes: Classes, share: 
     return (mixed + 0.5).astype(np.uint8)
 
 
-def legend(
-    shown: Sequence[int], classes: Classes, width: int, shares: Sequence[float] | None = None
-) -> np.ndarray:
+def beside(image: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
+    """The picture, and right of it the classes' colours: uint8 [H, W, 3] and uint8 [H, W] -> uint8 [H, 2 W, 3]."""
+    return np.concatenate((image, classes.colourise(prediction)), axis=1)
+
+
+def heated(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] in grey under float [H, W] from 0 (blue) to 1 (yellow; cividis) -> uint8 [H, W, 3]."""
+    import matplotlib
+
+    grey = picture.mean(axis=2, keepdims=True, dtype=np.float32)
+    colours = 255 * matplotlib.colormaps["cividis"](heat)[..., :3].astype(np.float32)
+    return (0.4 * grey + 0.6 * colours + 0.5).astype(np.uint8)
+
+
+def legend(shown: Sequence[int], classes: Classes, width: int, shares: Sequence[float] | None = None) -> np.ndarray:
     """Colour and name of each class in `shown`, in as many columns as fit -> uint8 [h, width, 3]; with shares, how much
     of the picture each fills."""
     text = max(11, min(40, width // 64))

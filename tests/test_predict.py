@@ -78,7 +78,7 @@ def test_nothing_is_overwritten_without_force_and_inputs_never(predicted, tmp_pa
     save(tmp_path / "out/y.png", picture(3))
     save(tmp_path / "out/y_overlay.png", picture(4))
     clash = predicted(tmp_path / "out/y.png", tmp_path / "out/y_overlay.png", "--force")
-    assert "one of the pictures to be read" in one_line_error(clash)
+    assert "one of the files to be read" in one_line_error(clash)
 
 
 def test_files_folders_and_globs(predicted, tmp_path):

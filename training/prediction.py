@@ -1,19 +1,25 @@
-"""A picture of any size through a network, and what the network says of every pixel at that size again."""
+"""A picture of any size through a network, and what the network says of every pixel at that size again.
+
+Networks that give the classes of a frame are called alike, whatever runs them: uint8 [3, H, W] in, uint8 [H, W] out.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptation.entropy import prediction_entropy
 from datasets.appearance import to_float
-from datasets.geometry import resize_image
+from datasets.geometry import resize_image, resize_label
+from datasets.labels import Classes
+from models.runtime import OnnxNetwork
 
 from .evaluation import predict
 
@@ -81,3 +87,51 @@ def bands(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
         share = (at - above)[:, None]
         band = logits[:, :, above] * (1 - share) + logits[:, :, below] * share
         yield F.interpolate(band, size=(len(out), width), mode="bilinear", align_corners=False)
+
+
+class Eager:
+    """A network of torch. seconds: what its forward passes took so far."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], device: torch.device) -> None:
+        """size: (width, height) that it was trained at."""
+        self.model, self.size, self.device = model, size, device
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Of what `network_input` gave: [1, C, h, w]."""
+        self._wait()
+        start = time.perf_counter()
+        logits = self.model(inputs)
+        self._wait()
+        self.seconds += time.perf_counter() - start
+        return logits
+
+    def __call__(self, image: Tensor) -> np.ndarray:
+        logits = self.logits(network_input(image, self.size, self.device)).float()
+        return np.concatenate(
+            [predict(band, band.shape[-2:]).cpu().numpy() for band in bands(logits, image.shape[-2:])]
+        )
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Exported:
+    """A file of export.py, in ONNX Runtime. seconds: what it took so far."""
+
+    def __init__(self, network: OnnxNetwork) -> None:
+        self.network, self.classes = network, Classes(network.names, network.colours)
+        self.seconds = 0.0
+
+    def __call__(self, image: Tensor) -> np.ndarray:
+        """Its ids are enlarged by the nearest: it keeps its logits to itself. A picture of another shape than a file of
+        fixed size is stretched to it."""
+        height, width = image.shape[-2:]
+        size = working_size(width, height, self.network.size) if self.network.dynamic else self.network.size
+        pixels = resize_image(image, size).permute(1, 2, 0)[None].contiguous().numpy()
+        start = time.perf_counter()
+        ids = self.network(pixels)
+        self.seconds += time.perf_counter() - start
+        return resize_label(torch.from_numpy(ids[0]), (width, height)).numpy()
