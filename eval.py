@@ -7,6 +7,7 @@ The network, the working size and the data set's root are in the checkpoint; a f
     python eval.py runs/A runs/B/checkpoint_best.pt --save-side-by-side pictures/
     python eval.py runs/FDA/beta-*                        each network, and the mean of their softmax (multi-band FDA)
     python eval.py runs/RUN --cityscapes DIR --split test --unlabelled --save-ids upload/
+    python eval.py runs/source-only runs/adapted --gta5 DIR --neighbours 10      do features mix the domains?
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 # isort: split
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from datasets import SegmentationSet
 from datasets.check import check
@@ -39,25 +38,21 @@ from datasets.domains import (
     target_of,
     usual,
 )
-from datasets.files import picture_size, read_image
-from datasets.geometry import resize_image, resize_label
-from datasets.labels import CITYSCAPES, Classes, Protocol, require_same_classes, to_cityscapes_ids
-from datasets.pictures import panel
+from datasets.labels import CITYSCAPES, Classes, Protocol, require_same_classes
 from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
-from training.evaluation import evaluate, predict
+from training.evaluation import evaluate
 from training.gradients import PRECISIONS
+from training.neighbours import domain_mixing
 from training.resumption import FREE
+from training.saving import SavedPictures, require_new_json
 from utils.bar import tracked
-from utils.files import read_json, write_json
+from utils.files import write_json
 from utils.flags import add_machine_flags, positive
 from utils.tables import result_tables
-
-PANEL_WIDTH = 512
-"""Width of one picture in a side-by-side panel, at most; smaller pictures keep their size."""
 
 FIRST = (
     *usual(),
@@ -65,9 +60,6 @@ FIRST = (
     "--device",
 )
 """The flags that one needs first."""
-
-SideBySide = dict[int, list[tuple[str, Tensor]]]
-"""Number of a picture -> what each network predicted on it, under the network's name."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -89,6 +81,11 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--adapt-bn", action="store_true",
         help="first re-estimate batch normalisation on the target's train pictures, without labels (AdaBN)",
+    )  # fmt: skip
+    data.add_argument(
+        "--neighbours", type=positive, metavar="K",
+        help="how far features mix the domains: the share of a picture's K nearest neighbours of the other one, "
+        "over chance (0: apart, 1: mixed); needs no labels, but the root of a source, which is not evaluated then",
     )  # fmt: skip
     output = parser.add_argument_group("output (folders must be new or empty)")
     output.add_argument(
@@ -119,14 +116,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    for folder in (args.save_predictions, args.save_ids, args.save_side_by_side):
-        _require_empty(folder)
-    _require_new_json(args.json, args.force)
+    pictures = SavedPictures(
+        args.save_predictions, args.save_ids, args.save_side_by_side, several=len(args.checkpoints) > 1
+    )
+    require_new_json(args.json, args.force)
 
     models: dict[str, nn.Module] = {}
     sets: list[SegmentationSet] = []
     known: tuple[str, Classes] | None = None
-    named, records, configs, protocols, side_by_side = [], [], [], [], {}
+    named, records, configs, protocols = [], [], [], []
     for name, path in _names(args.checkpoints).items():
         checkpoint = load_checkpoint(path)
         run, classes = trained_with(checkpoint, path), classes_of(checkpoint)
@@ -154,21 +152,22 @@ def main() -> None:
             used = _adapt(model, args, run)
             name += " + AdaBN"
             print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
+        mixed = {} if args.neighbours is None else {"domain_mixing": _mixing(model, args, run, name)}
         if args.precision != "fp32" or args.compile:
             model = Deployed(model, PRECISIONS[args.precision], args.compile)
         models[name] = model
-        metrics = _evaluate(args, model, data, classes, protocols[-1], name, side_by_side)
+        metrics = _evaluate(args, model, data, classes, protocols[-1], name, pictures)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
                        | {"precision": args.precision}
-                       | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | metrics)  # fmt: skip
+                       | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | mixed | metrics)  # fmt: skip
     if args.mean is None and len(models) > 1 and not _bands_of_one(configs):
         print("no mean of the networks: they are no bands of one FDA experiment; ask for it with --mean")
     elif args.mean is not False and len(models) > 1:
         if len({data.size for data in sets}) == 1:
             name = f"mean of {len(models)}"
             mean, shared = MeanSoftmax(list(models.values())), protocols[0] if None not in protocols else None
-            metrics = _evaluate(args, mean, data, classes, shared, name, side_by_side)
+            metrics = _evaluate(args, mean, data, classes, shared, name, pictures)
             named.append((name, metrics))
             records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
                            | {"adapt_bn": args.adapt_bn, "precision": args.precision}
@@ -177,7 +176,7 @@ def main() -> None:
             print("no mean of the networks: they were trained at different working sizes")
 
     if args.save_side_by_side is not None:
-        _write_side_by_side(args.save_side_by_side, data, classes, side_by_side)
+        pictures.write_side_by_side(data, classes)
     if args.unlabelled:
         print(f"{len(data)} pictures predicted; without labels there are no figures")
     else:
@@ -189,13 +188,12 @@ def main() -> None:
 
 def _evaluate(
     args: argparse.Namespace, model: nn.Module, data: SegmentationSet, classes: Classes, protocol: Protocol | None,
-    name: str, side_by_side: SideBySide,
+    name: str, pictures: SavedPictures,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of one network, or of several as one; saves the pictures that were asked for."""
     loader = evaluation_loader(data, args.workers)
     loaded = tracked(batches(loader), len(loader), name)
-    save = _saver(args, data, classes, name, side_by_side)
-    return evaluate(model, loaded, args.device, classes.names, save, protocol)
+    return evaluate(model, loaded, args.device, classes.names, pictures.saver(data, classes, name), protocol)
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:
@@ -229,7 +227,7 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
     """The set to evaluate on, at the working size of the run, checked."""
     given = _given(args, run)
     sources = sources_of(given)
-    if not sources:
+    if not sources or args.neighbours is not None:
         data = open_target(given, args.split, labelled=not args.unlabelled)
     else:
         if "source_holdout" not in run:
@@ -243,78 +241,23 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
     return data
 
 
+def _mixing(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], name: str) -> float:
+    """`domain_mixing` of the source that is named and the target's split, said in a line."""
+    given = _given(args, run)
+    if not sources_of(given):
+        raise UserError(f"--neighbours looks for the target among a source; name its root with {roots(SOURCES)}")
+    given.setdefault("source_size", SOURCES[sources_of(given)[0]].size)
+    both = open_source(given, labelled=False), open_target(given, args.split, labelled=False)
+    found, pictures = domain_mixing(model, *both, args.neighbours, args.device)
+    print(f"{name}: domain mixing {found:.3f} of its chance level ({args.neighbours} neighbours, {pictures} pictures "
+          f"each of {both[0].name} and {both[1].name})")  # fmt: skip
+    return found
+
+
 def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any]) -> int:
     """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
     data = open_target(_given(args, run), "train", labelled=False)
     return adapt_to(model, data, run["batch_size"], args.workers, args.device)
-
-
-def _saver(
-    args: argparse.Namespace, data: SegmentationSet, classes: Classes, name: str, side_by_side: SideBySide
-) -> Callable[[int, Tensor, Tensor, Tensor | None], None] | None:
-    """What to do with each prediction; predictions are saved at the picture's own size."""
-    several = len(args.checkpoints) > 1
-
-    def save(number: int, image: Tensor, logits: Tensor, label: Tensor | None) -> None:
-        sample = data.samples[number]
-        width, height = picture_size(sample.image)
-        prediction = predict(logits, (height, width)).cpu()
-        if args.save_predictions is not None:
-            _write_png(args.save_predictions / (name if several else "") / f"{sample.name}.png",
-                       classes.colourise(prediction.numpy()))  # fmt: skip
-        if args.save_ids is not None:
-            _write_png(args.save_ids / (name if several else "") / f"{sample.name}_pred_labelIds.png",
-                       to_cityscapes_ids(prediction.numpy()))  # fmt: skip
-        if args.save_side_by_side is not None:
-            small = resize_label(prediction, panel_size(width, height))  # not the whole: a set of them must fit
-            side_by_side.setdefault(number, []).append((name, small))
-
-    wanted = (args.save_predictions, args.save_ids, args.save_side_by_side)
-    return save if any(folder is not None for folder in wanted) else None
-
-
-def _write_side_by_side(folder: Path, data: SegmentationSet, classes: Classes, predictions: SideBySide) -> None:
-    for number, columns in predictions.items():
-        sample, label = data.samples[number], data.label(number)
-        image = read_image(sample.image)
-        size = panel_size(*image.shape[:0:-1])
-        titled = ([] if label is None else [("ground truth", label)]) + columns
-        _write_png(folder / f"{sample.name}.png", panel(resize_image(image, size), titled, classes))
-
-
-def panel_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) at which a picture of that size is shown in a panel."""
-    shown = min(width, PANEL_WIDTH)
-    return shown, max(1, height * shown // width)
-
-
-def _write_png(path: Path, pixels: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def _require_empty(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; name a new folder, nothing is overwritten")
-
-
-def _require_new_json(path: Path | None, force: bool) -> None:
-    """With `force` figures of an earlier evaluation may be replaced, anything else may not."""
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"--json {path}: the folder {path.parent} does not exist")
-    if path is None or not path.exists():
-        return
-    try:
-        own = "evaluations" in read_json(path)
-    except (OSError, ValueError, TypeError):
-        own = False
-    if not own:
-        raise UserError(f"--json {path} exists and is no evaluation of this script; name another file")
-    if not force:
-        raise UserError(f"--json {path} holds an earlier evaluation; name another file, or replace it with --force")
 
 
 if __name__ == "__main__":
