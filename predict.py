@@ -6,6 +6,7 @@
     python predict.py runs/RUN drive.mp4 --side-by-side                a video; pip install av
     python predict.py runs/RUN drive/ --fps 25                         a folder of frames, as a video
     python predict.py runs/RUN --camera 0                              until Ctrl-C
+    python predict.py runs/RUN drive.mp4 --adapt-bn                    adapted to the frames as they come
     python predict.py exported/network.onnx drive.mp4                  what export.py wrote
 
 Of NAME.jpg it writes NAME_labelTrainIds.png (grey, the train ids), NAME_overlay.png (the classes' colours over the
@@ -26,31 +27,30 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 # isort: split
 
 import argparse
-import sys
+import contextlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
+from adaptation.stream import RunningBatchNorm
 from datasets.files import read_image
 from datasets.labels import Classes
-from datasets.pictures import beside, heated, legend, overlay, stacked
-from datasets.video import Video, camera, frames_below, pyav, video_file
+from datasets.pictures import beside, overlay
+from datasets.video import camera, frames_below, pyav, video_file
 from models.gradcam import layer_named
 from models.runtime import OnnxNetwork
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.explanation import class_named, explanation, point
-from training.places import is_video, made, named_files, named_folders, plan, save
+from training.places import is_video, named_files, named_folders, plan, write
 from training.prediction import Eager, Exported, Maps, maps, network_input
-from training.video import LEGEND_WIDTH, Draw, said, segment_video
+from training.video import Draw, predict_video
 from utils.flags import default_device, device, number, positive, whole
 
-ENOUGH = 0.95
-"""Of the frames that a video seems to have, from its length: fewer are worth a word."""
-
+WINDOW = 32
+"""Frames whose statistics --adapt-bn takes: about a second."""
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,6 +76,13 @@ def parse_args() -> argparse.Namespace:
     video.add_argument("--camera", type=whole, metavar="N", help="the machine's N-th camera, from 0 on")
     video.add_argument("--every", type=positive, default=1, metavar="N", help="only each N-th frame, at its own time")
     video.add_argument("--frames", type=positive, metavar="N", help="end after N frames")
+    stream = parser.add_argument_group("adaptation in the stream")
+    stream.add_argument(
+        "--adapt-bn", action="store_true",
+        help="normalise by the statistics of the last frames of the video (or of the pictures named), without labels. "
+        "A frame takes longer for it (docs/results.md); only with a run's network, not with an exported file",
+    )  # fmt: skip
+    stream.add_argument("--window", type=positive, metavar="N", help=f"of the last N, this one among them ({WINDOW})")
     cam = parser.add_argument_group("Grad-CAM")
     cam.add_argument("--cam", metavar="CLASS", help="where the network looks for a class")
     cam.add_argument(
@@ -92,6 +99,12 @@ def parse_args() -> argparse.Namespace:
     args.runtime = args.runtime or ("onnx" if args.checkpoint.suffix == ".onnx" else "torch")
     if args.cam is None and (args.at is not None or args.cam_layer is not None):
         raise UserError("--at and --cam-layer say how to explain a class; name it with --cam CLASS")
+    if args.window is not None and not args.adapt_bn:
+        raise UserError("--window says of how many frames --adapt-bn takes the statistics; add --adapt-bn")
+    if args.adapt_bn and args.runtime == "onnx":
+        raise UserError("--adapt-bn works with a run's network alone: an exported file has no batch normalisation left")
+    if args.adapt_bn and args.cam is not None:
+        raise UserError("--cam explains the network as it was trained; leave out --adapt-bn")
     if not args.images and args.camera is None:
         raise UserError("name pictures, videos or folders, or --camera N")
     more = args.confidence or args.entropy or args.cam is not None
@@ -103,8 +116,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     sources = named_files(args.images) if args.fps is None else named_folders(args.images)
-    if args.camera is not None:
-        sources[Path(f"camera{args.camera}.mp4")] = Path(f"camera{args.camera}.mp4")
+    taken = None if args.camera is None else Path(f"camera{args.camera}.mp4")
+    sources |= {} if taken is None else {taken: taken}
     videos = [path for path in sources if is_video(path)]
     if videos:
         pyav()
@@ -136,9 +149,36 @@ def main() -> None:
 
     draw = beside if args.side_by_side else overlay
     for path in videos:
-        video_of(args, path, planned.pop(path)["video"], network, classes, draw)
+        with adapting(args, network):
+            if path.is_dir():
+                video = frames_below(path, Fraction(args.fps).limit_denominator(1001))
+            else:
+                video = camera(args.camera) if path == taken else video_file(path)
+            predict_video(video, planned.pop(path)["video"], network, classes, draw, args.every, args.frames)
     if not planned:
         return
+    with adapting(args, network):
+        refused = pictures_of(args, planned, network, classes, draw, explained, layer)
+    print(f"{len(planned) - refused} of {len(planned)} pictures predicted, in {args.out}")
+    if refused:
+        raise UserError(f"{refused} of {len(planned)} pictures cannot be read; the notes above say why")
+
+
+def adapting(args: argparse.Namespace, network: Eager | Exported) -> contextlib.AbstractContextManager[Any]:
+    """Within it the network adapts to what it sees, where that is asked for. Raises `UserError`."""
+    if not args.adapt_bn:
+        return contextlib.nullcontext()
+    try:
+        return RunningBatchNorm(network.model, args.window or WINDOW)
+    except ValueError as error:
+        raise UserError(f"--adapt-bn: {error}") from None
+
+
+def pictures_of(
+    args: argparse.Namespace, planned: dict[Path, dict[str, Path]], network: Eager | Exported, classes: Classes,
+    draw: Draw, explained: int | None, layer: nn.Module | None,
+) -> int:  # fmt: skip
+    """All files of all pictures. Returns how many cannot be read."""
     refused = 0
     for path, outputs in tqdm(planned.items(), unit="picture", disable=None):
         try:
@@ -155,53 +195,12 @@ def main() -> None:
             logits = network.logits(inputs)
             if layer is not None:
                 try:
-                    heat = explanation(model, layer, inputs, logits, explained, args.at, image.shape[-2:])
+                    heat = explanation(network.model, layer, inputs, logits, explained, args.at, image.shape[-2:])
                 except LookupError as nothing:
                     tqdm.write(f"note: {path}: no Grad-CAM, {nothing}")
             seen = maps(logits, image.shape[-2:])
         write(image, seen, classes, heat, outputs, draw)
-    print(f"{len(planned) - refused} of {len(planned)} pictures predicted, in {args.out}")
-    if refused:
-        raise UserError(f"{refused} of {len(planned)} pictures cannot be read; the notes above say why")
-
-
-def video_of(
-    args: argparse.Namespace, path: Path, out: Path, network: Eager | Exported, classes: Classes, draw: Draw
-) -> None:
-    """One video, and a line of what became of it; ends the process where it was interrupted."""
-    video: Video
-    if path.is_dir():
-        video = frames_below(path, Fraction(args.fps).limit_denominator(1001))
-    else:
-        video = camera(args.camera) if path == Path(f"camera{args.camera}.mp4") else video_file(path)
-    made(out.parent)
-    done = segment_video(video, out, network, classes, draw, args.every, args.frames)
-    print(f"{video.name}: {done.frames} frames, {said(done.rates)}, in {out}" + (", without its sound" * video.sound))
-    if video.damaged:
-        print(f"note: {video.name}: {video.damaged} damaged frames left out (the first: {video.why})")
-    if done.stop is not None:
-        print(f"{done.stop.reason}; {out} has what was done until then", file=sys.stderr)
-        sys.exit(done.stop.status)
-    if args.frames is None and video.total is not None and video.seen + video.damaged < ENOUGH * video.total:
-        print(f"note: {video.name} ends after {video.seen} of some {video.total} frames; is it cut short?")
-
-
-def write(
-    image: Tensor, seen: Maps, classes: Classes, heat: Tensor | None, outputs: dict[str, Path], draw: Draw
-) -> None:
-    """All of one picture's files; image uint8 [3, H, W], heat float [h, w] or None."""
-    picture = image.permute(1, 2, 0).numpy()
-    save(outputs["ids"], seen.classes)
-    shown, counts = np.unique(seen.classes, return_counts=True)
-    shares = (counts / seen.classes.size).tolist()
-    drawn = draw(picture, seen.classes, classes)
-    save(outputs["drawn"], stacked(drawn, legend(shown.tolist(), classes, max(drawn.shape[1], LEGEND_WIDTH), shares)))
-    for kind in ("confidence", "entropy"):
-        if kind in outputs:
-            save(outputs[kind], (255 * getattr(seen, kind).clip(0, 1) + 0.5).astype(np.uint8))
-    if heat is not None:
-        large = F.interpolate(heat[None, None], size=picture.shape[:2], mode="bilinear", align_corners=False)[0, 0]
-        save(outputs["cam"], heated(picture, large.cpu().numpy()))
+    return refused
 
 
 if __name__ == "__main__":

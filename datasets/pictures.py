@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,15 @@ from .geometry import resize_label
 from .labels import IGNORE, Classes
 
 TITLE_HEIGHT = 18
+LEGEND_WIDTH = 240
+"""A legend is at least so wide, also below a smaller picture."""
+
 WRONG = (240, 228, 66)
 """Okabe and Ito's yellow: seen by colour-blind readers, and the brightest in grey."""
+
+
+Draw = Callable[[np.ndarray, np.ndarray, Classes], np.ndarray]
+"""How a prediction is shown: `overlay`, or `beside`."""
 
 
 def panel(image: Tensor, titled: Sequence[tuple[str, Tensor]], classes: Classes) -> np.ndarray:

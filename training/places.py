@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from datasets.files import SUFFIXES
+from datasets.labels import Classes
+from datasets.pictures import LEGEND_WIDTH, Draw, heated, legend, stacked
 from datasets.video import VIDEO_SUFFIXES
 from utils.errors import UserError
 from utils.files import is_there, write_atomically
+
+from .prediction import Maps
 
 
 def named_files(named: list[str]) -> dict[Path, Path]:
@@ -77,6 +83,24 @@ def plan(
                 raise UserError(f"{output} exists; --force replaces it, or name another --out")
         planned[path] = outputs
     return planned
+
+
+def write(
+    image: Tensor, seen: Maps, classes: Classes, heat: Tensor | None, outputs: dict[str, Path], draw: Draw
+) -> None:
+    """All of one picture's files; image uint8 [3, H, W], heat float [h, w] or None."""
+    picture = image.permute(1, 2, 0).numpy()
+    save(outputs["ids"], seen.classes)
+    shown, counts = np.unique(seen.classes, return_counts=True)
+    shares = (counts / seen.classes.size).tolist()
+    drawn = draw(picture, seen.classes, classes)
+    save(outputs["drawn"], stacked(drawn, legend(shown.tolist(), classes, max(drawn.shape[1], LEGEND_WIDTH), shares)))
+    for kind in ("confidence", "entropy"):
+        if kind in outputs:
+            save(outputs[kind], (255 * getattr(seen, kind).clip(0, 1) + 0.5).astype(np.uint8))
+    if heat is not None:
+        large = F.interpolate(heat[None, None], size=picture.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+        save(outputs["cam"], heated(picture, large.cpu().numpy()))
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

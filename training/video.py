@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from datasets.labels import Classes
-from datasets.pictures import legend, stacked
+from datasets.pictures import LEGEND_WIDTH, Draw, legend, stacked
 from datasets.video import Video, VideoWriter
 from utils.bar import Lines, bar
 from utils.interruption import Interruption, Stop
 
-LEGEND_WIDTH = 240
-"""A legend is at least so wide, also below a smaller picture."""
+from .places import made
+from .prediction import Eager, Exported
 
-Draw = Callable[[np.ndarray, np.ndarray, Classes], np.ndarray]
-"""`datasets.pictures.overlay`, or `beside`."""
+ENOUGH = 0.95
+"""Of the frames that a video seems to have, from its length: fewer are worth a word."""
 
 
 class Segmented(NamedTuple):
@@ -33,10 +31,10 @@ class Segmented(NamedTuple):
 
 
 def segment_video(
-    video: Video, out: Path, network: Callable[[Tensor], np.ndarray], classes: Classes, draw: Draw,
+    video: Video, out: Path, network: Eager | Exported, classes: Classes, draw: Draw,
     every: int = 1, most: int | None = None,
 ) -> Segmented:  # fmt: skip
-    """Writes `out`. network: `training.prediction.Eager` or `Exported`. most: frames, and then it ends.
+    """Writes `out`. most: frames, and then it ends.
 
     The legend has all classes and is drawn once, so nothing in it moves. After Ctrl-C or a scheduler's signal the file
     is finished with the frames that there are; `stop` says why. Raises `UserError` where nothing can be written.
@@ -71,3 +69,19 @@ def segment_video(
 def said(rates: tuple[float, float]) -> str:
     """`rates` of `Segmented` in words."""
     return f"frames a second: network {rates[0]:.1f}, in all {rates[1]:.1f}"
+
+
+def predict_video(
+    video: Video, out: Path, network: Eager | Exported, classes: Classes, draw: Draw, every: int, most: int | None
+) -> None:
+    """`segment_video`, and what became of it in words. Ends the process where it was interrupted."""
+    made(out.parent)
+    done = segment_video(video, out, network, classes, draw, every, most)
+    print(f"{video.name}: {done.frames} frames, {said(done.rates)}, in {out}" + ", without its sound" * video.sound)
+    if video.damaged:
+        print(f"note: {video.name}: {video.damaged} damaged frames left out (the first: {video.why})")
+    if done.stop is not None:
+        print(f"{done.stop.reason}; {out} has what was done until then", file=sys.stderr)
+        sys.exit(done.stop.status)
+    if most is None and video.total is not None and video.seen + video.damaged < ENOUGH * video.total:
+        print(f"note: {video.name} ends after {video.seen} of some {video.total} frames; is it cut short?")
