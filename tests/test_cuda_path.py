@@ -185,6 +185,16 @@ def test_prediction_runs_on_a_gpu(place: SimpleNamespace, tmp_path: Path, monkey
     assert len(list((tmp_path / "seen").iterdir())) == 5
 
 
+def test_a_video_is_predicted_and_adapted_to_on_a_gpu(place: SimpleNamespace, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    for number in range(3):
+        save(tmp_path / f"drive/{number}.png", picture(number, (61, 45)))
+    more = ("--out", tmp_path / "seen", "--fps", 10, "--adapt-bn", "--window", 2, "--device", DEVICE)
+    with cuda():
+        run_once("predict", place.checkpoint, tmp_path / "drive", *more)
+    assert [path.name for path in (tmp_path / "seen").iterdir()] == ["drive_overlay.mp4"]
+
+
 # What is found
 
 
