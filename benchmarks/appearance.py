@@ -81,7 +81,7 @@ def main() -> None:
                 measured.append(seconds(lambda way=way, kept=results: kept.append(way(images)), args.device))
             largest = max(largest, float((results[0] - results[1]).abs().max()))
         ours, theirs = map(statistics.median, times)
-        rows.append([name, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{theirs / ours:.1f}", f"{largest:.1e}"])
+        rows.append([name, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{theirs / ours:.2g}", f"{largest:.1e}"])
     print(f"{args.batch_size} pictures of {width}x{height}, {args.runs} runs of each in turn, medians; "
           f"{device_name(args.device)}, torch {torch.__version__}\n")  # fmt: skip
     header = ("augmentation", "ours (ms)", "torchvision, one by one (ms)", "times faster", "largest difference")

@@ -58,7 +58,7 @@ def main() -> None:
             ours.append(seconds(lambda beta=beta: fda(source, target, beta), args.device))
             theirs.append(seconds(lambda b=b: by_numpy(*arrays, b), args.device))
         fast, slow = statistics.median(ours), statistics.median(theirs)
-        rows.append([f"{beta:g}", str(b), f"{1e3 * fast:.1f}", f"{1e3 * slow:.0f}", f"{slow / fast:.0f}",
+        rows.append([f"{beta:g}", str(b), f"{1e3 * fast:.1f}", f"{1e3 * slow:.0f}", f"{slow / fast:.2g}",
                      f"{difference:.1e}"])  # fmt: skip
     print(f"{args.batch_size} pictures of {width}x{height}, {args.runs} runs of each in turn, medians; ours on "
           f"{device_name(args.device)}, torch {torch.__version__}, NumPy {np.__version__}\n")  # fmt: skip
