@@ -32,6 +32,9 @@ USUAL_RATE = Fraction(25)
 """Frames a second of what does not say its rate."""
 
 CODEC, OPTIONS = "libx264", {"crf": "20", "preset": "veryfast"}
+FINE = 10_000
+"""Parts of a second that the times of a file written here are at least exact to; its rate's are whole."""
+
 BT709 = 1
 """H.264's number of high definition's colours. Players take them for granted where a file says nothing."""
 
@@ -51,8 +54,8 @@ class Video:
     """Frames that come one by one, to be iterated over once.
 
     total: how many it claims or seems to have; None: nobody knows. seen, damaged: frames so far that were decoded,
-    and that could not be; why: what was wrong with the first of these. time_base: seconds, in which `frames` says when
-    each is shown.
+    and that could not be; why: what was wrong with the first of these. time_base: seconds, in which `decoded`
+    says when each is shown.
     """
 
     name: str
@@ -70,9 +73,9 @@ class Video:
         self.damaged += 1
         self.why = self.why or str(why)
 
-    def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Each `every`-th frame: (when, in units of `time_base`, the first at 0 and each later than the one before;
-        uint8 [H, W, 3] RGB, all of the first one's size)."""
+    def frames(self, every: int = 1) -> Iterator[tuple[Fraction, np.ndarray]]:
+        """Each `every`-th frame: (seconds after the first, each later than the one before; uint8 [H, W, 3] RGB, all of
+        the first one's size). Times that a file holds in whole milliseconds are brought to its rate again."""
         step = max(1, round(1 / (self.rate * self.time_base)))
         first = last = shape = None
         for number, (at, pixels) in enumerate(self.decoded):
@@ -82,7 +85,10 @@ class Video:
             shape = shape or pixels.shape
             self.seen += 1
             if number % every == 0:
-                yield last, pixels if pixels.shape == shape else _resized(pixels, shape)
+                seconds = last * self.time_base
+                regular = round(seconds * self.rate) / self.rate
+                seconds = regular if abs(regular - seconds) <= self.time_base < 1 / (4 * self.rate) else seconds
+                yield seconds, pixels if pixels.shape == shape else _resized(pixels, shape)
 
 
 def video_file(path: Path) -> Video:
@@ -183,8 +189,10 @@ class VideoWriter:
     at the end where no frame came.
     """
 
-    def __init__(self, path: Path, rate: Fraction, time_base: Fraction) -> None:
-        self.av, self.path, self.rate, self.time_base = pyav(), path, rate, time_base
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self.av, self.path, self.rate = pyav(), path, rate
+        self.time_base = Fraction(1, rate.numerator * -(-FINE // rate.numerator))
+        self.last = -1
         short = os.fsdecode(os.fsencode(path.name)[:200])
         self.temporary = path.with_name(f".{short}.{os.getpid()}.tmp")
         self.container: Any = None
@@ -193,8 +201,8 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def write(self, pixels: np.ndarray, at: int) -> None:
-        """uint8 [H, W, 3], every time of one size; at: in units of `time_base`, larger every time."""
+    def write(self, pixels: np.ndarray, seconds: Fraction) -> None:
+        """uint8 [H, W, 3], every time of one size; seconds: when it is shown, later every time."""
         height, width = pixels.shape[:2]
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         with self._said():
@@ -208,7 +216,8 @@ class VideoWriter:
                 context.colorspace = context.color_primaries = context.color_trc = BT709
             frame = self.av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
-            frame.pts, frame.time_base = at, self.time_base
+            self.last = max(self.last + 1, round(seconds / self.time_base))
+            frame.pts, frame.time_base = self.last, self.time_base
             self.container.mux(self.stream.encode(frame))
 
     def __exit__(

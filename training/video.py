@@ -46,15 +46,15 @@ def segment_video(
     done, key, stop, rates = 0, None, None, (0.0, 0.0)
     interruption.listen()
     try:
-        with VideoWriter(out, video.rate / every, video.time_base) as writer, bar(total, out.name, "frame") as drawn:
+        with VideoWriter(out, video.rate / every) as writer, bar(total, out.name, "frame") as drawn:
             while (most is None or done < most) and (stop := interruption.stop()) is None:
-                at, pixels = next(frames, (0, None))
+                seconds, pixels = next(frames, (None, None))
                 if pixels is None:
                     break
                 seen = draw(pixels, network(torch.from_numpy(pixels).permute(2, 0, 1)), classes)
                 if key is None:
                     key = legend(range(len(classes.names)), classes, max(seen.shape[1], LEGEND_WIDTH))
-                writer.write(stacked(seen, key), at)
+                writer.write(stacked(seen, key), seconds)
                 done += 1
                 rates = tuple(done / max(s, 1e-9) for s in (network.seconds - before, time.perf_counter() - started))
                 drawn.set_postfix_str(f"network {rates[0]:.1f} frames/s", refresh=False)
