@@ -244,14 +244,16 @@ def open_target(given: Mapping[str, Any], split: str, labelled: bool = True, lis
 
 def _laid_out_as(key: str, root: Path, own: Mapping[str, Domain], others: Mapping[str, Domain]) -> str:
     """What an error about a root adds where it is laid out as another domain of its role, or else one of the other
-    role; nothing elsewhere."""
+    role; nothing elsewhere, nor where it is laid out as it should be and something else is wrong."""
     for table in (own, others):
         split = ("train",) if table is TARGETS else ()
-        for other, domain in table.items():
+        for other, domain in ({key: own[key]} | own if table is own else table).items():
             try:
                 domain.load(root, *split, domain.size)
             except UserError:
                 continue
+            if other == key:
+                return ""
             said = f". It is laid out as {domain.title}: "
             return said + (f"say {flag(other)}" if table is own else f"are {flag(key)} and {flag(other)} swapped?")
     return ""

@@ -139,8 +139,9 @@ class LabelTable:
 
     def key(self) -> list[Any]:
         """What tells this table from Cityscapes', for the keys of what depends on how labels are read: nothing for
-        Cityscapes' own, whose `VERSION` stands in those keys."""
-        return [] if self == CITYSCAPES_LABELS else [self.title, self.classes.names, self.rows]
+        Cityscapes' own, whose `VERSION` stands in those keys. What `unlisted` "ignore" let pass is not for "refuse"."""
+        more = [self.unlisted] if self.unlisted == "ignore" else []
+        return [] if self == CITYSCAPES_LABELS else [self.title, self.classes.names, self.rows, *more]
 
 
 @lru_cache(maxsize=2)

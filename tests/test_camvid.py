@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks import adaptation
 from datasets import camvid
 from datasets.check import check
+from datasets.domains import open_target
 from datasets.labels import CITYSCAPES, CITYSCAPES_LABELS, IGNORE
 from training.checkpoint import classes_of, load_checkpoint
 from utils.errors import UserError
@@ -139,6 +140,8 @@ def test_what_is_none_of_its_layouts_is_refused_with_the_likely_cause(script, tm
     fastai = write(tmp_path / "fastai", "fastai")
     assert said("--cityscapes", fastai).endswith("It is laid out as CamVid: say --camvid")
     assert said("--gta5", fastai).endswith("It is laid out as CamVid by day: say --camvid-day")
+    with pytest.raises(UserError, match=r"no split 'other' .*; there: train, val$"):
+        open_target({"cityscapes": city, "size": (48, 32)}, "other")  # laid out as it should be
     codes = fastai / "camvid/codes.txt"
     for text, found in (("Road\nSky\nCars\n", "found Cars"), ("Road\nRoad\n", "found Road"), ("\n", "found nothing")):
         codes.write_text(text)

@@ -12,7 +12,7 @@ from conftest import one_line_error, picture, save
 from PIL import Image
 
 from datasets.check import check
-from datasets.described import described_source, described_target
+from datasets.described import Described, described_source, described_target
 from datasets.labels import CITYSCAPES, IGNORE
 from training.checkpoint import classes_of, load_checkpoint
 from utils.errors import UserError
@@ -82,6 +82,9 @@ def test_what_is_not_listed_is_refused_or_ignored_as_the_file_says(tmp_path, giv
     found = described_source(describe(tmp_path, given | {"unlisted": "ignore"})).label(0).numpy()
     assert (found[:24] == IGNORE).all()
     assert np.array_equal(found[24:], TRAIN_IDS[rows_of(0)][24:])
+    kept = [Described("--source-json", describe(tmp_path, given | more)).table.key()
+            for more in ({}, {"unlisted": "refuse"}, {"unlisted": "ignore"})]  # fmt: skip
+    assert kept[0] == kept[1] != kept[2]  # what was prepared with strange values is not read where they are refused
 
 
 def test_ids_below_the_number_of_classes_are_no_train_ids_by_mistake(tmp_path):
