@@ -215,11 +215,18 @@ def _bands_of_one(configs: list[dict[str, Any]]) -> bool:
     return len(bands) == len(configs) and all(other == settings[0] for other in settings)
 
 
+def _had_source(run: dict[str, Any]) -> bool:
+    """Whether the run says how it read a source. IntraDA's read none, and train_cityscapes.py knows their roots."""
+    return "source_holdout" in run and bool(sources_of(run))
+
+
 def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     """The run's arguments, with the data and the limit that this command names in place of the run's."""
     own = vars(args)
     given = run | {key: own[key] for key in SOURCES} | {"limit": args.limit or run.get("limit")}
     given |= {name: own[name] for name in chosen_values() if own.get(name) is not None}
+    if sources_of(given) and not _had_source(run):
+        given["source_size"] = SOURCES[sources_of(given)[0]].size
     return given if target_of(own) is None else given | {key: own[key] for key in TARGETS}
 
 
@@ -230,10 +237,9 @@ def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> Segmenta
     if not sources or args.neighbours is not None:
         data = open_target(given, args.split, labelled=not args.unlabelled)
     else:
-        if "source_holdout" not in run:
-            first = SOURCES[sources[0]]
-            given["source_size"] = first.size
-            print(f"note: {path} had no source; {first.title} is read as training does without further flags")
+        if not _had_source(run):
+            title = SOURCES[sources[0]].title
+            print(f"note: {path} had no source; {title} is read as training does without further flags")
         data = open_source(given, labelled=not args.unlabelled)
         rest, held_out = data.hold_out(run["source_holdout"] if {*sources} & {*sources_of(run)} else 0)
         data = held_out or rest
@@ -246,7 +252,6 @@ def _mixing(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], nam
     given = _given(args, run)
     if not sources_of(given):
         raise UserError(f"--neighbours looks for the target among a source; name its root with {roots(SOURCES)}")
-    given.setdefault("source_size", SOURCES[sources_of(given)[0]].size)
     both = open_source(given, labelled=False), open_target(given, args.split, labelled=False)
     found, pictures = domain_mixing(model, *both, args.neighbours, args.device)
     print(f"{name}: domain mixing {found:.3f} of its chance level ({args.neighbours} neighbours, {pictures} pictures "

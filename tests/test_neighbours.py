@@ -1,6 +1,8 @@
 """How far features mix two domains, as a share of chance."""
 
 import json
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from conftest import one_line_error, run_once, source_only, write_cityscapes, wr
 
 from adaptation.neighbours import chance, mixing
 from datasets.cityscapes import cityscapes
+from datasets.domains import arguments
 from datasets.gta5 import gta5
+from eval import _given
 from models.gradcam import layer_named
 from training.checkpoint import build_from_checkpoint, load_checkpoint
 from training.neighbours import domain_mixing, pooled
@@ -70,6 +74,13 @@ def test_eval_says_it_of_the_named_source_and_the_targets_split(script, run, tmp
     features = pooled(model, sets[0], 3, torch.device("cpu"))
     assert torch.equal(features[1], seen[1][0].mean(dim=(1, 2)))
     assert features.shape == (3, 16)
+
+
+def test_a_run_that_read_no_source_reads_one_at_the_sources_own_size():
+    args = Namespace(**arguments() | {"gta5": Path("G"), "limit": None})
+    run = arguments() | {"cityscapes": "C", "source_holdout": 0.0, "source_size": (64, 32)}
+    assert _given(args, run | {"gta5": "G"})["source_size"] == (64, 32)
+    assert _given(args, run | {"intra": "r/advent"})["source_size"] == (1280, 720)
 
 
 def test_mistakes_are_one_line(script, run):
