@@ -142,9 +142,10 @@ def beside(out: Path) -> Iterator[str]:
 
 
 def calibration_set(args: argparse.Namespace, run: dict[str, Any], working: tuple[int, int]) -> SegmentationSet:
-    """The pictures of --calibrate, or else the target's train split; no label is looked for."""
+    """The pictures of --calibrate, or else the target's train split, which --limit leaves whole; no label is looked
+    for."""
     if args.calibrate is None:
-        return open_target(given(args, run, working), "train", labelled=False)
+        return open_target(given(args, run, working) | {"limit": None}, "train", labelled=False)
     found = pictures_below(existing_root(args.calibrate, "--calibrate"))
     if not found:
         raise UserError(f"--calibrate {args.calibrate}: no PNG or JPEG is there")

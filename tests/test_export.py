@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from test_deployment import with_statistics
 
 import export
 from datasets.cityscapes import cityscapes
+from datasets.domains import TARGETS
 from datasets.labels import CITYSCAPES
+from export import calibration_set, compared_on
 from models import SEGMENTERS, build_segmenter
 from models.exporting import Coarse, FromPixels, OnnxLogits, channels_first, metadata, programs, quantised, written
 from models.runtime import OnnxNetwork, package, seal
-from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.checkpoint import build_from_checkpoint, load_checkpoint, trained_with
 from training.exported import compare
 from utils.errors import UserError
 
@@ -202,6 +205,13 @@ def test_mean_iou_stands_beside_where_there_are_labels(script, trained, tmp_path
     assert OnnxNetwork(tmp_path / "out/network.onnx").grid == 2
     for file in (tmp_path / "out").glob("*.onnx"):
         assert "enlarge" not in [node.name for node in onnx.load(file).graph.node]  # with channels last
+
+
+def test_a_limit_on_val_leaves_calibration_its_pictures(trained):
+    args = Namespace(calibrate=None, limit=1, **dict.fromkeys(TARGETS))
+    run = trained_with(load_checkpoint(trained), trained)
+    assert len(calibration_set(args, run, (48, 32))) == 4
+    assert len(compared_on(args, run, (48, 32), None)) == 1
 
 
 def test_a_damaged_or_foreign_file_is_one_line(exported, tmp_path):
