@@ -28,6 +28,7 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 
 import argparse
 import contextlib
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from utils.flags import default_device, device, number, positive, whole
 
 WINDOW = 32
 """Frames whose statistics --adapt-bn takes: about a second."""
+
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,7 +92,10 @@ def parse_args() -> argparse.Namespace:
     )
     cam.add_argument("--cam-layer", metavar="NAME", help="of these features (the network's deepest)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(the GPU, if any)")
+    machine.add_argument(
+        "--device", type=device, default=default_device(), metavar="DEV",
+        help="(the GPU, if any); an exported file runs on the CPU",
+    )  # fmt: skip
     machine.add_argument(
         "--runtime", choices=("torch", "onnx"),
         help="what CHECKPOINT is for: a run's for torch, a file of export.py for ONNX Runtime (by its name)",
@@ -105,6 +110,8 @@ def parse_args() -> argparse.Namespace:
         raise UserError("--adapt-bn works with a run's network alone: an exported file has no batch normalisation left")
     if args.adapt_bn and args.cam is not None:
         raise UserError("--cam explains the network as it was trained; leave out --adapt-bn")
+    if args.fps is not None and not args.images:
+        raise UserError("--fps makes a video of a folder of frames; a camera has its own rate, so leave it out")
     if not args.images and args.camera is None:
         raise UserError("name pictures, videos or folders, or --camera N")
     more = args.confidence or args.entropy or args.cam is not None
@@ -135,7 +142,8 @@ def main() -> None:
     drawn = "side-by-side" if args.side_by_side else "overlay"
     kinds = {"ids": "_labelTrainIds", "drawn": f"_{drawn}"}
     kinds |= {kind: f"_{kind}" for kind in ("confidence", "entropy") if getattr(args, kind)}
-    kinds |= {} if explained is None else {"cam": f"_cam-{classes.names[explained].replace(' ', '-')}"}
+    if explained is not None:
+        kinds["cam"] = "_cam-" + re.sub(r"[^\w.-]", "-", classes.names[explained])  # road/lane is a name, not a folder
     planned = plan(sources, args.out, kinds, f"_{drawn}", args.force)
     layer = None
     if args.runtime == "torch":

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adaptation.entropy import prediction_entropy
 from datasets.files import read_image
-from datasets.labels import CITYSCAPES, CLASS_NAMES, PALETTE
+from datasets.labels import CITYSCAPES, CLASS_NAMES, PALETTE, Classes
 from datasets.pictures import legend
 from models import build_segmenter
 from models.gradcam import grad_cam, layer_named
@@ -186,6 +186,15 @@ def test_the_legend_names_colours_and_shares():
 def direct(features, gradient):
     heat = F.relu((features * gradient.mean(dim=(2, 3), keepdim=True)).sum(1))[0]
     return heat / heat.max()
+
+
+def test_a_class_whose_name_is_no_file_name_is_explained_too(predicted, monkeypatch, tmp_path):
+    names = tuple("car/van" if name == "car" else name for name in CLASS_NAMES)
+    monkeypatch.setattr("predict.classes_of", lambda checkpoint: Classes(names, CITYSCAPES.colours))
+    save(tmp_path / "x.png", picture(1))
+    done = predicted(tmp_path / "x.png", "--cam", "car/van", "--at", "1,1")
+    assert done.status == 0, done.err
+    assert (tmp_path / "out/x_cam-car-van.png").is_file()
 
 
 def test_grad_cam_on_hooks_is_the_gradient_of_the_network_written_out():

@@ -229,6 +229,7 @@ def test_mistakes_are_one_line(predicted, script, checkpoint, tmp_path, monkeypa
         ((tmp_path / "x.png", "--frames", 3), "none is named"),
         ((source, "--fps", 25), "is no folder"),
         ((), "name pictures, videos or folders, or --camera N"),
+        (("--camera", 0, "--fps", 5), "a camera has its own rate"),
         (("--camera", 77), "camera 77: cannot be opened"),
     ):
         assert said in one_line_error(predicted(*flags))
