@@ -11,6 +11,7 @@ from benchmarks import loading, pseudo_labels, runtimes
 from benchmarks.adaptation import CELLS
 from benchmarks.evaluation import example, ours, plain
 from benchmarks.prototypes import prototypes, weights
+from benchmarks.runtimes import compiles
 from reporting.plan import Plan, slug
 
 
@@ -230,6 +231,11 @@ def test_labels_are_counted_by_their_true_class():
     assert found.tolist() == [[2, 0, 1], [1, 1, 0]]
     assert pseudo_labels.figures(found[0].sum(), found[0, :-1].sum(), found[0, 0], found[:, 0].sum()) == "66.7 / 66.7"
     assert pseudo_labels.figures(*torch.zeros(3)) == "- / -"
+
+
+def test_a_file_that_ends_its_compiler_is_left_out(tmp_path):
+    """As one that is not there does, or OpenVINO that is not installed."""
+    assert not compiles(tmp_path / "absent.onnx", "f32")
 
 
 @pytest.mark.slow
