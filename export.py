@@ -162,6 +162,8 @@ def compared_on(
         print(check(data))
         return data
     if args.calibrate is not None:
+        if args.limit is not None:
+            raise UserError("--limit counts pictures of val, and --calibrate stands in its place: leave --limit out")
         return calibration
     try:
         return open_target(given(args, run, working), "val", labelled=False)

@@ -265,3 +265,17 @@ def logged(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network that was trained for two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_once(*upper(write_cityscapes(folder / "city"), folder / "run", "--max-steps", 2))
+    return folder / "run/checkpoint_last.pt"
+
+
+@pytest.fixture
+def predicted(script, checkpoint, tmp_path):
+    """predicted(*arguments) runs predict.py into tmp_path / "out"."""
+    return lambda *more: script("predict", checkpoint, *more, "--out", tmp_path / "out", "--device", "cpu")

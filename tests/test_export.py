@@ -212,6 +212,9 @@ def test_a_limit_on_val_leaves_calibration_its_pictures(trained):
     run = trained_with(load_checkpoint(trained), trained)
     assert len(calibration_set(args, run, (48, 32))) == 4
     assert len(compared_on(args, run, (48, 32), None)) == 1
+    args.calibrate = trained.parent
+    with pytest.raises(UserError, match="--limit counts pictures of val"):
+        compared_on(args, run, (48, 32), None)
 
 
 def test_a_damaged_or_foreign_file_is_one_line(exported, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import one_line_error, picture, run_once, save, upper, write_cityscapes
+from conftest import one_line_error, picture, save
 from PIL import Image
 
 from adaptation.entropy import prediction_entropy
@@ -18,20 +18,6 @@ from models.gradcam import grad_cam, layer_named
 from models.layers import resize
 from training import prediction
 from training.checkpoint import build_from_checkpoint, load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A network that was trained for two steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    run_once(*upper(write_cityscapes(folder / "city"), folder / "run", "--max-steps", 2))
-    return folder / "run/checkpoint_last.pt"
-
-
-@pytest.fixture
-def predicted(script, checkpoint, tmp_path):
-    """predicted(*arguments) runs predict.py into tmp_path / "out"."""
-    return lambda *more: script("predict", checkpoint, *more, "--out", tmp_path / "out", "--device", "cpu")
 
 
 def pixels(path):

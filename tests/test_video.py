@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import one_line_error, picture, run_once, save, upper, write_cityscapes
+from conftest import one_line_error, picture, save
 from PIL import Image
 
 from datasets import video as videos
@@ -19,20 +19,6 @@ from utils import interruption
 
 av = pytest.importorskip("av")
 RED, BLUE = (200, 40, 40), (40, 40, 200)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A network that was trained for two steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    run_once(*upper(write_cityscapes(folder / "city"), folder / "run", "--max-steps", 2))
-    return folder / "run/checkpoint_last.pt"
-
-
-@pytest.fixture
-def predicted(script, checkpoint, tmp_path):
-    """predicted(*arguments) runs predict.py into tmp_path / "out"."""
-    return lambda *more: script("predict", checkpoint, *more, "--out", tmp_path / "out", "--device", "cpu")
 
 
 def frame(number, size=(50, 33)):

@@ -101,7 +101,8 @@ def _adversarial(settings: dict[str, Any]) -> str:
         words += f", auxiliary {settings['lambda_entropy_aux']:g}"
     if settings.get("intra") is not None:
         share = settings.get("easy_share") or 0.67
-        words = f"IntraDA ({words})" + (f", easy share {share:g}" if share != 0.67 else "")
+        after = f" after {settings['intra_after']}" if settings.get("intra_after") else ""
+        words = f"IntraDA{after} ({words})" + (f", easy share {share:g}" if share != 0.67 else "")
     return words + (f" + class prior {settings['class_prior']:g}" if settings.get("class_prior", 0) > 0 else "")
 
 

@@ -41,7 +41,7 @@ flags, are free too."""
 LATER = {
     "train_dacs": {"labels": None, "labels_sha256": None},
     "train_adversarial": {"lambda_entropy_aux": 0.0, "entropy_range": 1.0, "class_prior": 0.0, "lambda_prior": 1e-3}
-    | {"intra": None, "intra_sha256": None, "easy_share": None},
+    | {"intra": None, "intra_sha256": None, "intra_after": None, "easy_share": None},
     "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False}
     | {"labels": None, "labels_sha256": None, "portion": 0.2, "portion_step": 0.05, "portion_max": 0.5}
     | {"target_loss": None, "mrkld": 0.0, "lambda_entropy": 0.0, "lambda_source": 1.0, "lambda_target": 1.0},
