@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,46 @@ def test_a_scene_is_a_function_of_its_arguments(look: str) -> None:
         np.testing.assert_array_equal(a, b)
     for other in ((2, 2, look), (1, 3, look), (1, 2, LOOKS[1 - LOOKS.index(look)])):
         assert (draw_scene(*other, SMALL)[1] != first[1]).mean() > 0.05
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_variety_changes_appearance_and_no_label(look: str) -> None:
+    for index in range(6):
+        image, label = draw_scene(1, index, look, SMALL)
+        other, same = draw_scene(1, index, look, SMALL, variety=1.0)
+        np.testing.assert_array_equal(same, label)
+        assert np.abs(other.astype(int) - image).mean() > 5
+        np.testing.assert_array_equal(draw_scene(1, index, look, SMALL, variety=1.0)[0], other)
+
+
+def test_variety_is_the_share_of_scenes_that_vary() -> None:
+    def differ(variety: float) -> list[bool]:
+        scenes = [(draw_scene(0, i, "game", SMALL)[0], draw_scene(0, i, "game", SMALL, variety)[0]) for i in range(40)]
+        return [not np.array_equal(*pair) for pair in scenes]
+
+    assert sum(differ(0.0)) == 0
+    assert 10 <= sum(differ(0.5)) <= 30
+    assert sum(differ(1.0)) == 40
+
+
+def test_varied_scenes_are_lit_in_many_ways() -> None:
+    """Day and dusk: among two dozen scenes are some whose street is three times as bright as that of others."""
+    roads = []
+    for index in range(24):
+        image, label = draw_scene(2, index, "game", SMALL, variety=1.0)
+        roads.append(np.median(image[label == ID["road"]]))
+    assert max(roads) > 3 * min(roads)
+
+
+def test_bare_trees_stand_where_leafy_ones_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the label as ever; in the picture more of what is behind them is seen."""
+    leafy, label = draw_scene(0, 3, "game", (256, 128))
+    monkeypatch.setattr(writer, "GAME", dataclasses.replace(writer.GAME, bare=1.0))
+    bare, same = draw_scene(0, 3, "game", (256, 128))
+    np.testing.assert_array_equal(same, label)
+    changed = np.abs(leafy.astype(int) - bare).max(axis=2) > 20
+    assert changed[label == ID["vegetation"]].mean() > 0.2
+    assert (label[changed] == ID["vegetation"]).mean() > 0.7  # the rest is at the edges of crowns
 
 
 @pytest.mark.parametrize("look", LOOKS)

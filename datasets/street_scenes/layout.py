@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from .painter import CAMERA, GAME, NEAR, Colour, Painter
+from .painter import NEAR, Colour, Painter
 from .things import (
     CARS,
     CIRCLE,
@@ -92,7 +92,7 @@ class Street:
         for thing in sorted(self.things, key=lambda thing: -thing.far):
             if not self.is_hidden(thing):
                 thing.draw(self.p, *thing.arguments)
-        if self.look is CAMERA:
+        if self.look.camera:
             draw_hood(self.p)
 
     # -- single things, with their shadows
@@ -108,7 +108,7 @@ class Street:
     def house(self, side: int, x: float, z0: float, z1: float) -> None:
         floors = self.rnd.randint(*self.look.floors)
         x0, x1 = sorted((x, x + side * 12))
-        pitched = self.look is CAMERA and self.rnd.random() < 0.7
+        pitched = self.look.camera and self.rnd.random() < 0.7
         self.lot(z1, draw_building, x0, x1, z0, z1, floors, pitched)
         self.shadow(x0, x1, z0, z1, 3.2 * floors)
 
@@ -362,7 +362,7 @@ class Street:
         p, half = self.p, len(self.lanes) // 2
         for i in range(1 - half, half):
             x = self.middle + i * self.look.lane
-            if i == 0 and self.look is GAME:
+            if i == 0 and not self.look.camera:
                 for off in (-0.2, 0.08):
                     p.strip(x + off, x + off + 0.12, NEAR, far, self.look.colours["centre"][0])
                 continue
@@ -395,7 +395,7 @@ class Street:
             x0, x1 = x - WIDTH[body] / 2 - 0.1, x + WIDTH[body] / 2 + 0.1
             z0, z1 = z - 0.15, z + LENGTH[body]
             darken([(x0, z0), (x1, z0), (x1, z1), (x0, z1)], NEAR, 170)
-        if self.look is CAMERA:
+        if self.look.camera:
             mask = mask.filter(ImageFilter.GaussianBlur(p.width * p.scale * 0.004))
         mask.paste(0, (0, 0, mask.width, max(0, int(p.v0 * p.scale) + 1)))
         p.image.paste((22, 24, 34), (0, 0), mask)

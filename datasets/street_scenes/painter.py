@@ -46,13 +46,16 @@ class Look:
     haze: tuple[float, Colour]  # distance over which 63 % of the light is lost, and what replaces it
     sun: float  # darkness of cast shadows
     colours: dict[str, tuple[Colour, ...]]
+    camera: bool  # seen by one, not drawn by an engine
+    bare: float = 0.0  # probability of a tree to have no leaves
+    rough: tuple[float, float] = (1.0, 1.0)  # grain and blotches of surfaces, times those of `ROUGH`
 
 
 GAME = Look(
     eye=(1.5, 1.9), focal=(0.95, 1.1), horizon=(0.42, 0.50), lane=3.4, lanes=(1, 1, 2, 2), sidewalk=(3.2, 5.5),
     parked=0.35, gap=(9, 32), people=(5, 10), bicycles=(1, 3),
     plots={"building": 4, "yard": 1.6, "park": 1.8, "wall": 0.9, "fence": 1.0, "street": 0.9},
-    floors=(2, 8), end=(90, 170), haze=(420, (196, 214, 236)), sun=0.52,
+    floors=(2, 8), end=(90, 170), haze=(420, (196, 214, 236)), sun=0.52, camera=False,
     colours={
         "sky": ((64, 128, 222), (186, 216, 246)), "cloud": ((250, 250, 255),),
         "road": ((96, 94, 100), (108, 104, 104), (84, 86, 94)), "mark": ((240, 238, 226),),
@@ -76,7 +79,7 @@ CAMERA = Look(
     eye=(1.15, 1.35), focal=(1.02, 1.16), horizon=(0.39, 0.46), lane=3.2, lanes=(1, 1, 1, 2), sidewalk=(2.8, 4.6),
     parked=0.5, gap=(12, 40), people=(4, 9), bicycles=(2, 5),
     plots={"building": 4.5, "yard": 1.6, "park": 1.6, "wall": 1.1, "fence": 1.3, "street": 0.8},
-    floors=(3, 6), end=(70, 140), haze=(190, (206, 212, 208)), sun=0.2,
+    floors=(3, 6), end=(70, 140), haze=(190, (206, 212, 208)), sun=0.2, camera=True,
     colours={
         "sky": ((150, 182, 208), (216, 224, 226)), "cloud": ((240, 242, 240),),
         "road": ((104, 106, 104), (92, 96, 96), (116, 114, 110)), "mark": ((206, 208, 204),),
@@ -160,14 +163,15 @@ class Painter:
         z = sum([z for _, _, z in points]) / len(points)
         self.fill(flat, self.tone(rgb, z, shade), name)
 
-    def disc(self, x: float, y: float, z: float, rx: float, ry: float, rgb: Colour, name: str | None = None,
+    def disc(self, x: float, y: float, z: float, rx: float, ry: float, rgb: Colour | None, name: str | None = None,
              shade: float = 1.0) -> None:  # fmt: skip
-        """An upright ellipse facing the camera, radii in metres."""
+        """An upright ellipse facing the camera, radii in metres; without a colour in the label map alone."""
         (u, v), k, s = self.at(x, y, z), self.focal / max(z, NEAR), self.scale
         box = (u - rx * k, v - ry * k, u + rx * k, v + ry * k)
         if box[2] < 0 or box[0] > self.width:
             return
-        self.pen.ellipse([b * s for b in box], fill=self.tone(rgb, z, shade))
+        if rgb is not None:
+            self.pen.ellipse([b * s for b in box], fill=self.tone(rgb, z, shade))
         if name is not None:
             self.label_pen.ellipse(box, fill=ID[name])
 
@@ -241,9 +245,9 @@ def finish(p: Painter, rng: np.random.Generator) -> np.ndarray:
         rough[:, ID[name]] = pair
     blotches, leaves = noise(rng, size, 128), noise(rng, size, 512)
     grain = 0.6 * rng.standard_normal(label.shape, dtype=np.float32) + 0.8 * leaves
-    texture = 1 + rough[0][label] * grain + rough[1][label] * blotches
+    texture = 1 + p.look.rough[0] * rough[0][label] * grain + p.look.rough[1] * rough[1][label] * blotches
     pixels = np.asarray(p.image.reduce(p.scale), np.float32) * texture[..., None]
-    pixels = photograph(pixels, p.rnd, rng) if p.look is CAMERA else saturate(pixels, p.rnd)
+    pixels = photograph(pixels, p.rnd, rng) if p.look.camera else saturate(pixels, p.rnd)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 

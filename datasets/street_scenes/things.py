@@ -8,13 +8,14 @@ Lengths in metres. x0 < x1 are the sides, z0 < z1 the near and the far end, x an
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
-from .painter import Colour, Painter, Plane, Point
+from .painter import NEAR, Colour, Painter, Plane, Point
 
 CIRCLE = [(math.cos(t * math.pi / 6), math.sin(t * math.pi / 6)) for t in range(12)]
 
@@ -105,9 +106,13 @@ def draw_building(p: Painter, x0: float, x1: float, z0: float, z1: float, floors
 
 
 def draw_tree(p: Painter, x: float, z: float, height: float, spread: float) -> None:
-    """Trunk and a crown of overlapping clumps, lit from above and from the sun's side."""
+    """Trunk and a crown of overlapping clumps, lit from above and from the sun's side; or, in the same place, bare
+    branches, which are labelled as the crown would be."""
     rgb, trunk = p.pick("vegetation", 12), p.pick("trunk")
     base = height * p.rnd.uniform(0.28, 0.4)
+    own = random.Random(repr((x, z, height)))  # so that everything else is drawn as beside a tree in leaf
+    bare = own.random() < p.look.bare
+    rgb = None if bare else rgb
     p.upright(x, z, [(-0.2, 0), (-0.13, base + 1), (0.13, base + 1), (0.2, 0)], trunk, "vegetation")
     middle, half = (base + height) / 2, (height - base) / 2
     p.disc(x, middle, z, spread * 0.8, half * 0.85, rgb, "vegetation", 0.7)
@@ -117,6 +122,27 @@ def draw_tree(p: Painter, x: float, z: float, height: float, spread: float) -> N
         light = 0.85 + 0.3 * dy / half + 0.12 * math.copysign(dx / spread, dx * p.sun_x) + p.rnd.uniform(-0.08, 0.08)
         size = spread * p.rnd.uniform(0.26, 0.42)
         p.disc(x + dx, middle + dy, z, size, size * 0.85, rgb, "vegetation", light)
+    if bare:
+        for i in range(9):
+            draw_branch(p, own, (x, base * 0.9), z, (i - 4) * 0.3, 0.55 * (height - base), 0.11, trunk,
+                        (x, middle, spread, half))  # fmt: skip
+
+
+def draw_branch(p: Painter, own: random.Random, start: tuple[float, float], z: float, lean: float, length: float,
+                radius: float, rgb: Colour, crown: tuple[float, float, float, float]) -> None:  # fmt: skip
+    """A branch in the plane at z, leaning by `lean` (radians, to the right), and smaller ones at its end, none of which
+    leaves the crown (middle x and y, half width and height)."""
+    lean += own.uniform(-0.2, 0.2)
+    x, y = start[0] + length * math.sin(lean), start[1] + length * math.cos(lean)
+    if ((x - crown[0]) / crown[2]) ** 2 + ((y - crown[1]) / crown[3]) ** 2 < 1:
+        ends = [tuple(c * p.scale for c in p.at(*point, z)) for point in (start, (x, y))]
+        width = max(1, round(2 * radius * p.focal * p.scale / max(z, NEAR)))
+        p.pen.line(ends, fill=p.tone(rgb, z, own.uniform(0.7, 1.1)), width=width)
+    else:
+        x, y = start
+    if radius > 0.01:
+        for turn in (-0.45, 0.0, 0.45):
+            draw_branch(p, own, (x, y), z, lean + turn, length * 0.6, radius * 0.55, rgb, crown)
 
 
 def draw_hedge(p: Painter, x0: float, x1: float, z0: float, z1: float, height: float) -> None:

@@ -19,26 +19,35 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import Parser
+from utils.flags import number
 
 from ..labels import CITYSCAPES_PALETTE
 from .layout import Street
 from .painter import CAMERA, GAME, Painter, finish
+from .variety import exposed, varied
 
 LOOKS = ("game", "camera")
 VERSION = 1  # raise when pictures change: stored sets of an older version are then no longer taken for these
 
 
-def draw_scene(seed: int, index: int, look: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+    seed: int, index: int, look: str, size: tuple[int, int], variety: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """One street scene, a function of the arguments alone (the same in every process, order and number of workers).
 
     seed, index: not negative. look: one of LOOKS. size: (width, height) in pixels, from 64x32 to 8192x8192; the
-    same scene at any resolution. Returns picture uint8 [H, W, 3], RGB, and label uint8 [H, W], Cityscapes ids.
+    same scene at any resolution. variety: probability of the scene to have an appearance of its own; it changes no
+    label. Returns picture uint8 [H, W, 3], RGB, and label uint8 [H, W], Cityscapes ids.
     """
     _check(size, look)
     rng = np.random.default_rng((seed, index, LOOKS.index(look)))
-    painter = Painter(tuple(size), GAME if look == "game" else CAMERA, random.Random(int(rng.integers(2**62))))
+    own = random.Random(repr((seed, index, look)))
+    drawn, due = GAME if look == "game" else CAMERA, own.random() < variety
+    drawn = varied(drawn, own) if due else drawn
+    painter = Painter(tuple(size), drawn, random.Random(int(rng.integers(2**62))))
     Street(painter, index).paint()
-    return finish(painter, rng), np.array(painter.label)
+    image = finish(painter, rng)
+    return exposed(image, own) if due else image, np.array(painter.label)
 
 
 def _check(size: tuple[int, int], look: str) -> None:
@@ -66,6 +75,7 @@ class Job:
     size: tuple[int, int]
     image: Path
     label: Path
+    variety: float = 0.0
 
     @property
     def done(self) -> bool:
@@ -93,7 +103,7 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _write(job: Job) -> None:
-    pixels, ids = draw_scene(job.seed, job.index, job.look, job.size)
+    pixels, ids = draw_scene(job.seed, job.index, job.look, job.size, job.variety)
     label = Image.fromarray(ids)
     if "labelIds" not in job.label.name:  # Cityscapes labels are grey, GTA5's have a palette
         label.putpalette(CITYSCAPES_PALETTE.tobytes())
@@ -119,13 +129,17 @@ def _write_all(jobs: Sequence[Job], workers: int, what: str) -> None:
                 bar.update()
 
 
-def _gta5_jobs(root: Path, count: int, size: tuple[int, int], seed: int, look: str) -> list[Job]:
+def _gta5_jobs(root: Path, count: int, size: tuple[int, int], seed: int, look: str, variety: float = 0.0) -> list[Job]:
     _check_counts(size, look, seed, count)
     names = [f"{i + 1:05d}.png" for i in range(count)]
-    return [Job(seed, i, look, tuple(size), root / "images" / n, root / "labels" / n) for i, n in enumerate(names)]
+    return [
+        Job(seed, i, look, tuple(size), root / "images" / name, root / "labels" / name, variety)
+        for i, name in enumerate(names)
+    ]
 
 
-def _cityscapes_jobs(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int, look: str) -> list[Job]:
+def _cityscapes_jobs(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int, look: str,
+                     variety: float = 0.0) -> list[Job]:  # fmt: skip
     jobs = []
     for split, count in counts.items():
         if split not in SPLITS:
@@ -137,7 +151,7 @@ def _cityscapes_jobs(root: Path, counts: dict[str, int], size: tuple[int, int], 
             jobs.append(
                 Job(seed, SPLITS[split][0] + i, look, tuple(size),
                     root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png",
-                    root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png")
+                    root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", variety)
             )  # fmt: skip
     return jobs
 
@@ -149,22 +163,22 @@ def _check_counts(size: tuple[int, int], look: str, seed: int, count: int) -> No
 
 
 def write_gta5(root: Path, count: int, size: tuple[int, int], seed: int = 0, look: str = "game",
-               workers: int = 1) -> None:  # fmt: skip
+               workers: int = 1, variety: float = 0.0) -> None:  # fmt: skip
     """Writes scenes 0 to count - 1 as GTA5 lies on disk: images/00001.png and labels/00001.png (mode P).
 
     Files of the same name are replaced, others left alone. Raises ValueError for a size, look, count or seed
     that cannot be.
     """
-    _write_all(_gta5_jobs(Path(root), count, size, seed, look), workers, f"{look} scenes")
+    _write_all(_gta5_jobs(Path(root), count, size, seed, look, variety), workers, f"{look} scenes")
 
 
 def write_cityscapes(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int = 0, look: str = "camera",
-                     workers: int = 1) -> None:  # fmt: skip
+                     workers: int = 1, variety: float = 0.0) -> None:  # fmt: skip
     """Writes scenes in the official Cityscapes layout (leftImg8bit, gtFine ..._labelIds.png); counts per split.
 
     Splits (train, val, test) never share a scene. Files of the same name are replaced, as in write_gta5.
     """
-    _write_all(_cityscapes_jobs(Path(root), counts, size, seed, look), workers, f"{look} scenes")
+    _write_all(_cityscapes_jobs(Path(root), counts, size, seed, look, variety), workers, f"{look} scenes")
 
 
 def ensure(root: Path, size: tuple[int, int] = (256, 128), source: int = 240, target: int = 200, val: int = 60,
@@ -193,11 +207,12 @@ def ensure(root: Path, size: tuple[int, int] = (256, 128), source: int = 240, ta
     return roots
 
 
-def preview(path: Path, seed: int = 0, size: tuple[int, int] = (512, 256), count: int = 6) -> None:
+def preview(path: Path, seed: int = 0, size: tuple[int, int] = (512, 256), count: int = 6,
+            variety: float = 0.0) -> None:  # fmt: skip
     """Saves a contact sheet: a row per scene, picture and coloured label of the game, then of the camera."""
     rows = []
     for index in range(count):
-        pairs = [draw_scene(seed, index, look, size) for look in LOOKS]
+        pairs = [draw_scene(seed, index, look, size, variety) for look in LOOKS]
         rows.append(np.hstack([part for image, label in pairs for part in (image, CITYSCAPES_PALETTE[label])]))
     Image.fromarray(np.vstack(rows)).save(path)
 
@@ -222,12 +237,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=200, metavar="N", help="scenes, or those of train (default: 200)")
     parser.add_argument("--val", type=int, default=0, metavar="N", help="scenes of val, in cityscapes (default: 0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other scenes (default: 0)")
+    parser.add_argument(
+        "--variety", type=number(0, 1), default=0.0, metavar="P",
+        help="probability of a scene to have colours, surfaces, light and leaves of its own; no label changes "
+        "(default: 0)",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes; changes no pixel (default: 1)")
     parser.add_argument("--preview", type=Path, metavar="FILE", help="only save a contact sheet of both looks")
     args = parser.parse_args(arguments)
     try:
         if args.preview:
-            preview(args.preview, args.seed)
+            preview(args.preview, args.seed, variety=args.variety)
             return 0
         if args.out is None:
             raise ValueError("name a folder with --out, or a picture with --preview")
@@ -236,10 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.layout == "gta5":
             if args.val:
                 raise ValueError("--val belongs to the layout cityscapes; GTA5 has no splits")
-            write_gta5(args.out, args.count, args.size, args.seed, args.look or "game", args.workers)
+            write_gta5(args.out, args.count, args.size, args.seed, args.look or "game", args.workers, args.variety)
         else:
             counts = {"train": args.count} | ({"val": args.val} if args.val else {})
-            write_cityscapes(args.out, counts, args.size, args.seed, args.look or "camera", args.workers)
+            write_cityscapes(args.out, counts, args.size, args.seed, args.look or "camera", args.workers, args.variety)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
