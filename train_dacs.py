@@ -49,6 +49,7 @@ from training.building import both_domains, geometry, given_labels, poly, segmen
 from training.checkpoint import checkpoint_file, describe, load_checkpoint, network_for, sha256
 from training.flags import parse, training_parser
 from training.method_flags import add_labels_flag, add_style_flag
+from training.methods import trained_as
 from training.run import Run
 from utils.flags import number
 
@@ -106,6 +107,7 @@ def parse_args() -> argparse.Namespace:
     if args.teacher == "frozen" and args.teacher_checkpoint is None:
         raise UserError("--teacher frozen: name the network that labels, --teacher-checkpoint FILE")
     args.teacher_sha256 = args.teacher_checkpoint and sha256(args.teacher_checkpoint)
+    args.teacher_method = args.teacher_checkpoint and trained_as(args.teacher_checkpoint)
     if args.teacher == "moving" and args.teacher_checkpoint is not None and args.init is not None:
         raise UserError("--teacher moving: the student starts from --teacher-checkpoint; leave --init out")
     return args

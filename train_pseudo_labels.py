@@ -55,6 +55,7 @@ from training.directory import several_runs
 from training.flags import parse, training_parser
 from training.labelling import pseudo_labelled
 from training.method_flags import add_labels_flag, add_statistics_flag, add_style_flag
+from training.methods import trained_as
 from training.run import Run
 from utils.distributed import first_then_others, rank
 from utils.flags import add_choice, number, positive
@@ -144,6 +145,7 @@ def main() -> None:
     labellers, labelled_target = args.labeller, given_labels(args, data.target)
     for before, round_args in enumerate(several_runs(args, [f"round-{n}" for n in range(1, args.rounds + 1)])):
         round_args.labeller_sha256 = [sha256(path) for path in labellers]
+        round_args.labeller_method = [trained_as(path) for path in labellers]
         grown = min(args.portion + before * args.portion_step, args.portion_max)
         round_args.portion = max(args.portion, grown)
         train(round_args, labellers, data, labelled_target if before == 0 else data.target)

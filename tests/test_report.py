@@ -430,6 +430,18 @@ def test_seeds_with_a_teacher_of_their_own_are_one_experiment(copied):
     assert [len(one.runs) for one in experiments([read_run(path) for path in made])] == [2, 1]
 
 
+def test_labels_of_networks_that_were_trained_otherwise_make_another_experiment(copied):
+    """Seeds have labellers of their own; labels after FDA are not one more seed of labels after source only."""
+    made = [copied("source-0", name) for name in "abc"]
+    for run, method in zip(made, ("source only", "source only", "FDA, beta 0.01"), strict=True):
+        config = json.loads((run / "config.json").read_text())
+        config["arguments"] |= {"labeller": [f"{run.name}/checkpoint_last.pt"], "labeller_method": [method]}
+        (run / "config.json").write_text(json.dumps(config))
+    found = experiments([read_run(path) for path in made])
+    assert [len(one.runs) for one in found] == [2, 1]
+    assert "FDA, beta 0.01" in found[1].label
+
+
 def test_report_groups_seeds_and_tells_settings_apart(script, copied):
     again = copied("source-0", "flipped")
     config = json.loads((again / "config.json").read_text())

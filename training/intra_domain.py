@@ -26,10 +26,9 @@ from utils.flags import number
 from utils.interruption import worker_signals
 
 from .building import BothDomains, both_domains, target_set
-from .checkpoint import checkpoint_file, load_checkpoint, network_for, sha256, trained_with
+from .checkpoint import checkpoint_file, network_for, sha256
 from .labelling import pseudo_labelled
-from .methods import method_name
-from .resumption import arguments_of
+from .methods import trained_as
 from .run import Run
 
 SHARE = 0.67
@@ -66,18 +65,11 @@ def domains(args: argparse.Namespace) -> BothDomains:
     args.easy_share = SHARE if args.easy_share is None else args.easy_share
     vars(args).update({**dict.fromkeys(SOURCES), "source_size": args.size, "source_holdout": 0.0})
     args.intra_sha256 = sha256(args.intra)
-    args.intra_after = _trained_as(args.intra)
+    args.intra_after = trained_as(args.intra)
     target, val = target_set(args, "train", labelled=False), target_set(args, "val")
     if not 0 < int(len(target) * args.easy_share) < len(target):
         raise UserError(f"--easy-share {args.easy_share:g} of {len(target)} pictures leaves an empty part")
     return BothDomains(target, None, target, val)
-
-
-def _trained_as(path: Path) -> str:
-    """The method by which the network of a checkpoint was trained."""
-    checkpoint = load_checkpoint(path)
-    trained_with(checkpoint, path)
-    return method_name(arguments_of(checkpoint["config"]))
 
 
 def split_by_entropy(args: argparse.Namespace, run: Run, data: BothDomains) -> BothDomains:

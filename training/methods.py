@@ -15,6 +15,9 @@ from adaptation.translation import TRANSLATIONS
 from datasets.domains import SOURCES, sources_of
 from models import SEGMENTERS
 
+from .checkpoint import load_checkpoint
+from .resumption import arguments_of
+
 PLAIN = {
     "loss": "ce",
     "level": "output",
@@ -32,6 +35,12 @@ FADA = "class"
 """The discriminator that makes a method FADA, which looks at features."""
 PLAIN_SELF_TRAINING = {"target_loss": None, "mrkld": 0, "lambda_entropy": 0, "lambda_source": 1, "lambda_target": 1}
 """The same of the loss on pseudo-labels."""
+
+
+def trained_as(path: Path) -> str | None:
+    """The method by which the network of a checkpoint was trained; None where it does not say."""
+    config = load_checkpoint(path)["config"]
+    return method_name(arguments_of(config)) if "arguments" in config else None
 
 
 def started_from(settings: dict[str, Any]) -> str | None:
