@@ -278,7 +278,7 @@ def test_a_run_from_before_there_were_rules_goes_on_by_bdls(script, command, tmp
     assert made_from.keys() == {"labeller_sha256", "adapt_bn", "percentile", "at_most", "size", "pictures"}
     config = json.loads((run / "config.json").read_text())
     assert config["arguments"].pop("rule") == "bdl"
-    assert config["arguments"].pop("labeller_method") == ["source only"]
+    assert config["arguments"].pop("labeller_method") == ["upper bound"]
     (run / "config.json").write_text(json.dumps(config))
     done = script(*command(run, "--max-steps", 1, "--resume"))
     assert done.status == 0, done.err
