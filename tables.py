@@ -38,7 +38,7 @@ from datasets.domains import (
 )
 from models import SEGMENTERS
 from reporting.costs import networks
-from reporting.plan import ADVERSARIAL, COSTS, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
+from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
 from training.progress import Progress
 from utils.files import read_json, write_json
 from utils.flags import add_machine_flags, positive, size, whole
@@ -235,17 +235,12 @@ class Timing:
             found = self.LINE.match(line)
             if found and not self._said and int(found[1]) >= 100:
                 self._said = True
-                unit = float(found[2]) / relative(self._plan.rows[name])
+                unit = float(found[2]) / self._plan.rows[name].relative
                 left = [self._plan.rows[n] for n, seed in self._todo if not self._plan.done(n, seed)]
-                seconds = unit * sum(self._steps.of(row) * relative(row) for row in left)
+                seconds = unit * sum(self._steps.of(row) * row.relative for row in left)
                 print(f"Estimate: {duration(seconds)} for all rows that are not done, evaluations left out", flush=True)
 
         return hear
-
-
-def relative(row: Row) -> float:
-    """What a step takes, in steps of source only with BiSeNet-18."""
-    return row.cost * COSTS[row.script]
 
 
 if __name__ == "__main__":

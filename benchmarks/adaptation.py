@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,7 +207,9 @@ def main() -> None:
     width, height = args.size
     made = f"{width}x{height}, batch {args.batch_size}, {args.steps} steps in {args.precision}, seeds {args.seeds}"
     print(f"\n{args.model} {args.backbone}, {made}, last checkpoint, {args.split}\n")
-    print(table(cells))
+    print(table(cells, {name: plan.cost(row) for name, row in zip(CELLS, rows, strict=True)}))
+    if kept := labels_kept(cells):
+        print(f"\nOf the pixels that the labeller gives a class, the share that its pseudo-labels keep (%)\n\n{kept}")
 
 
 def on_split(split: str) -> dict[str, Row]:
@@ -259,7 +262,17 @@ def keep_cell(args: argparse.Namespace, plan: Plan, name: str, seed: int) -> Non
     made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
     figures = plan.run(name, seed)
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
+    if plan.rows[name].script == SELF:
+        kept["labels_kept"] = shares_kept(plan.directory(name, seed))
     write_json(cell_file(args, name, seed), settings(args) | made | kept)
+
+
+def shares_kept(directory: Path) -> dict[str, float | None]:
+    """Of a run of self-training, of the round whose labels were made last: the share of the pixels predicted as a class
+    that got a label, by class and, under "all", together."""
+    newest = max(directory.glob("pseudo-labels/*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
+    summary = json.loads(newest.read_text(encoding="utf-8"))
+    return {"all": summary["kept_share"]} | {name: of["kept_share"] for name, of in summary["classes"].items()}
 
 
 def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] | None:
@@ -273,14 +286,29 @@ def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] 
     return cell
 
 
-def table(cells: dict[str, list[dict[str, Any] | None]]) -> str:
-    """Mean and sample deviation over seeds; the difference to source only, paired by seed; the gap recovered; and,
-    never the headline, the best evaluated epoch by the target's labels: how far above the last shows a late fall."""
+def labels_kept(cells: dict[str, list[dict[str, Any] | None]]) -> str:
+    """A row for each of self-training's, means over seeds; "" without any. Earlier cells do not say it."""
+    found = {
+        name: [cell["labels_kept"] for cell in row if cell and "labels_kept" in cell] for name, row in cells.items()
+    }
+    all_shares = [shares for row in found.values() for shares in row]
+    classes = list({key: None for shares in all_shares for key, share in shares.items() if share is not None})
+    rows = []
+    for name, row in ((name, row) for name, row in found.items() if row):
+        shares = ([100 * of[key] for of in row if of.get(key) is not None] for key in classes)
+        rows.append([name, str(len(row)), *(f"{fmean(values):.0f}" if values else "-" for values in shares)])
+    return markdown(("method", "seeds", *classes), rows) if rows else ""
+
+
+def table(cells: dict[str, list[dict[str, Any] | None]], costs: dict[str, float]) -> str:
+    """Mean and sample deviation over seeds; the difference to source only, paired by seed; the gap recovered; what the
+    row takes with all that it needs, in runs of source only, as planned, not timed; and, never the headline, the best
+    evaluated epoch by the target's labels: how far above the last shows a late fall."""
     rows = []
     for name, found in cells.items():
         mious = [100 * cell["miou"] if cell else None for cell in found]
         if all(value is None for value in mious):
-            rows.append([name, *["not run"] * 6])
+            rows.append([name, *["not run"] * 7])
             continue
         base = [100 * cell["miou"] if cell else None for cell in cells[BASELINE]]
         top = [100 * cell["miou"] if cell else None for cell in cells[UPPER]]
@@ -295,6 +323,7 @@ def table(cells: dict[str, list[dict[str, Any] | None]]) -> str:
                 spread([value for value in mious if value is not None]),
                 "-" if name == BASELINE else spread(gain, "+"),
                 "-" if name in (BASELINE, UPPER) else spread(gap),
+                f"{costs[name]:.1f}",
                 spread([100 * cell["oracle"] for cell in found if cell and cell["oracle"] is not None], none="-"),
             ]
         )
@@ -305,6 +334,7 @@ def table(cells: dict[str, list[dict[str, Any] | None]]) -> str:
         "mIoU (%)",
         "difference, paired",
         "gap recovered (%)",
+        "cost",
         "oracle mIoU (%)",
     )
     return markdown(header, rows)

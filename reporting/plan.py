@@ -51,6 +51,11 @@ class Row:
     def trains(self) -> bool:
         return self.script != EVALUATION
 
+    @property
+    def relative(self) -> float:
+        """What a step takes, in steps of source only with BiSeNet-18."""
+        return self.cost * COSTS[self.script]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,6 +67,11 @@ class Plan:
     training: Sequence[str]
     source: Sequence[str]
     machine: Sequence[str]
+
+    def cost(self, name: str) -> float:
+        """Of a row and of all that it needs, in runs of source only of as many steps."""
+        row = self.rows[name]
+        return row.relative + sum(self.cost(needed) for needed in row.needs)
 
     def directory(self, name: str, seed: int) -> Path:
         return self.out / slug(name, seed)

@@ -121,9 +121,9 @@ def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
     command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--cells", cells, "--no-run")
     found = {row[0]: row[1:] for row in rows(script(*command).out)}
     assert list(found) == list(CELLS)
-    assert found["DACS"] == ["2", "50.0 ± 0.0", "25.0 ± 7.1", "+10.0 ± 0.0", "37.5 ± 17.7", "60.0 ± 0.0"]
-    assert found["source only"] == ["3", "50.0 ± 0.0", "20.0 ± 10.0", "-", "-", "60.0 ± 0.0"]
-    assert found["upper bound"] == ["3", "50.0 ± 0.0", "43.3 ± 15.3", "+23.3 ± 15.3", "-", "60.0 ± 0.0"]
+    assert found["DACS"] == ["2", "50.0 ± 0.0", "25.0 ± 7.1", "+10.0 ± 0.0", "37.5 ± 17.7", "2.2", "60.0 ± 0.0"]
+    assert found["source only"] == ["3", "50.0 ± 0.0", "20.0 ± 10.0", "-", "-", "1.0", "60.0 ± 0.0"]
+    assert found["upper bound"] == ["3", "50.0 ± 0.0", "43.3 ± 15.3", "+23.3 ± 15.3", "-", "1.0", "60.0 ± 0.0"]
     assert set(found["LAB"]) == {"not run"}
     other = one_line_error(script(*command, "--model", "pidnet"))  # cells that name no network are BiSeNet-18's
     assert "was made at other settings" in other
@@ -171,6 +171,11 @@ def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp
     assert "--init" not in started
     assert f"--labeller {network} --init {network} " in going_on
     assert "--max-class-share 1" in going_on
+    shares = json.loads((tmp_path / f"{slug(row, 3)}.json").read_text())["labels_kept"]
+    assert 0 < shares["all"] <= 1
+    found = [cells for cells in rows(done.out) if cells[0] == row]
+    assert found[0][6] == "3.0"  # the network that labels, and two passes a step
+    assert found[1][2] == f"{100 * shares['all']:.0f}"
     settings = json.loads((tmp_path / slug(row, 3) / "config.json").read_text())["arguments"]
     assert {key: settings[key] for key in ("adapt_bn", "bn_statistics", "lr", "recolour", "rule")} == {
         "adapt_bn": True, "bn_statistics": "target", "lr": 0.01, "recolour": 0.7, "rule": "bdl"
