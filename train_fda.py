@@ -28,7 +28,7 @@ from adaptation.translation import TRANSLATIONS
 from datasets.appearance import Appearance, to_float
 from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
 from training.directory import several_runs
-from training.flags import parse, training_parser
+from training.flags import parse, refuse_idle, training_parser
 from training.run import Run
 from utils.flags import add_choice, number, whole
 
@@ -53,7 +53,12 @@ def parse_args() -> argparse.Namespace:
         help="step at which the entropy loss on the target starts; published: 50,000, of 100,000 steps on a schedule "
         "of 150,000 (a third of the run, which is its whole schedule)",
     )  # fmt: skip
-    return parse(parser)
+    args = parse(parser)
+    if "beta" not in TRANSLATIONS[args.translation].settings:
+        refuse_idle(f"--translation {args.translation} has no band", "beta")
+    if args.lambda_entropy == 0:
+        refuse_idle("--lambda-entropy is 0", "eta", "entropy_from")
+    return args
 
 
 def main() -> None:

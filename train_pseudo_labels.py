@@ -21,7 +21,7 @@ target's alone.
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_script  # before torch, for a quick --help
+from utils.errors import run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -53,7 +53,7 @@ from training.building import (
 from training.checkpoint import checkpoint_file, network_for, sha256
 from training.directory import several_runs
 from training.flags import parse, training_parser
-from training.labelling import pseudo_labelled
+from training.labelling import pseudo_labelled, require_meaning
 from training.method_flags import add_labels_flag, add_statistics_flag, add_style_flag
 from training.methods import trained_as
 from training.run import Run
@@ -130,12 +130,7 @@ def parse_args() -> argparse.Namespace:
         help="weight of the target's loss; at 0 its labels teach nothing: what longer training alone brings (1)",
     )  # fmt: skip
     args = parse(parser)
-    if bool(args.labeller) == bool(args.labels):
-        raise UserError("who labels the target? Name its network, --labeller CHECKPOINT, or its labels, --labels DIR")
-    if vars(args)["continue"] and (len(args.labeller) != 1 or args.init is not None):
-        raise UserError("--continue: a round starts from the network that labels for it; name one, and no --init")
-    if args.lambda_source == args.lambda_target == 0:
-        raise UserError("--lambda-source 0 --lambda-target 0: nothing is left to train on")
+    require_meaning(args)
     return args
 
 

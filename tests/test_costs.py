@@ -81,7 +81,7 @@ def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game,
         cells[0]: cells[1:]
         for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in done.out.splitlines() if line[:1] == "|")
     }
-    assert table["adversarial, standard"] == ["not run"] * 6
+    assert table["adversarial, standard"] == ["not run"] * 7
     cells: dict[str, list] = {}
     for path in sorted((tmp_path / "cells").iterdir()):
         cell = json.loads(path.read_text())

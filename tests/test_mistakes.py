@@ -169,3 +169,35 @@ def test_the_check_runs_alone(script, city, game):
     assert "GTA5: 6 pictures" in done.out
     assert "Cityscapes val: 2 pictures" in done.out
     assert "nothing to check" in one_line_error(script("datasets.check"))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train_adversarial --lambda-entropy 0.1", "--lambda-entropy does nothing here: it takes --min-entropy"),
+        ("train_adversarial --entropy-range=0.3", "--entropy-range does nothing here: it takes --min-entropy"),
+        ("train_adversarial --min-entropy --lambda-entropy-aux 1", "--lambda-entropy-aux does nothing here: it takes"),
+        ("train_adversarial --lambda-adv-aux 1", "--lambda-adv-aux does nothing here: it takes --level multi"),
+        ("train_adversarial --lambda-prior 1", "--lambda-prior does nothing here: it takes --class-prior"),
+        ("train_adversarial --level feature --input softmax", "--input does nothing here: --level feature shows"),
+        *(
+            (f"train_adversarial --discriminator none --min-entropy {flag}", "does nothing here: there is no discr")
+            for flag in ("--lambda-adv 1", "--lr-d 1", "--gan least-squares", "--input entropy", "--lambda-adv-aux 1")
+        ),
+        ("train_fda --translation lab --beta 0.05", "--beta does nothing here: --translation lab has no band"),
+        ("train_fda --lambda-entropy 0 --eta 1", "--eta does nothing here: --lambda-entropy is 0"),
+        ("train_fda --lambda-entropy 0 --entropy-from 9", "--entropy-from does nothing here: --lambda-entropy is 0"),
+        ("train_pseudo_labels --labels L --rule cbst", "--rule does nothing here: the labels are given, and there"),
+        ("train_pseudo_labels --labels L --portion 0.3", "--portion does nothing here: the labels are given"),
+        ("train_pseudo_labels --labels L --rounds 2 --portion 0.3", "--portion does nothing here: --rule bdl has none"),
+        ("train_pseudo_labels --labels L --rounds 2 --portion-step 0", "--portion-step does nothing here: --rule bdl"),
+        ("train_pseudo_labels --labels L --rounds 2 --rule iast --percentile 9", "--percentile does nothing here"),
+        ("train_pseudo_labels --labeller C --rule cbst --portion-max 1", "--portion-max does nothing here: there is"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(script, game, city, tmp_path, command, said):
+    (tmp_path / "C").touch()
+    name, *flags = command.replace(" L ", f" {tmp_path} ").replace(" C ", f" {tmp_path}/C ").split()
+    found = one_line_error(script(name, "--gta5", game, "--cityscapes", city, "--run-dir", tmp_path / "never", *flags))
+    assert said in found
+    assert not (tmp_path / "never").exists()

@@ -13,6 +13,8 @@ from adaptation.class_level import CLASS_LEVEL
 from models import DISCRIMINATORS, SEGMENTERS
 from utils.errors import UserError
 
+from .flags import refuse_idle
+
 
 def require_meaning(args: argparse.Namespace) -> None:
     """Raises `UserError` for flags of `train_adversarial.py` that mean nothing together."""
@@ -33,6 +35,16 @@ def require_meaning(args: argparse.Namespace) -> None:
         )
     if kind is None and not args.min_entropy:
         raise UserError("--discriminator none: nothing is left to adapt with; add --min-entropy, or use train_gta5.py")
+    if kind is None:
+        refuse_idle("there is no discriminator", "lambda_adv", "lambda_adv_aux", "lr_d", "gan", "input")
+    if not args.min_entropy:
+        refuse_idle("it takes --min-entropy", "lambda_entropy", "lambda_entropy_aux", "entropy_range")
+    if args.level == "feature":
+        refuse_idle("--level feature shows features", "input")
+    if args.level != "multi":
+        refuse_idle("it takes --level multi", "lambda_adv_aux", "lambda_entropy_aux")
+    if args.class_prior == 0:
+        refuse_idle("it takes --class-prior", "lambda_prior")
 
 
 def gan_for(kind: str, name: str) -> Gan:

@@ -247,6 +247,18 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     return parser
 
 
+def spelt() -> set[str]:
+    """The flags on this command line."""
+    return {text.partition("=")[0] for text in sys.argv if text.startswith("--")}
+
+
+def refuse_idle(reason: str, *names: str) -> None:
+    """Raises `UserError` where one of these flags, which do nothing on this run, was given all the same."""
+    for name in names:
+        if flag(name) in spelt():
+            raise UserError(f"{flag(name)} does nothing here: {reason}")
+
+
 def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
     """Parses sys.argv: what --settings, --recipe (a script's own named `recipes`) and --demo imply are defaults, so
     that a flag given beside them wins.
@@ -266,8 +278,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[[*sources, "gta5"][0]].size}
     if recipes:
         implied |= recipes[chosen.recipe]
-    spelt = {text.partition("=")[0] for text in sys.argv}
-    named = [flag(key) for key in SOURCES | TARGETS if flag(key) in spelt]
+    named = [flag(key) for key in SOURCES | TARGETS if flag(key) in spelt()]
     if chosen.demo and named:
         raise UserError(f"--demo has street scenes of its own; leave out {' and '.join(named)}, or --demo")
     if chosen.demo:

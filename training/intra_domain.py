@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from utils.interruption import worker_signals
 
 from .building import BothDomains, both_domains, target_set
 from .checkpoint import checkpoint_file, network_for, sha256
+from .flags import spelt
 from .labelling import pseudo_labelled
 from .methods import trained_as
 from .run import Run
@@ -56,8 +56,7 @@ def domains(args: argparse.Namespace) -> BothDomains:
             raise UserError("--easy-share: a share of what? Name the network that ranks the target, --intra CHECKPOINT")
         return both_domains(args)
     of_source = [f"{flag(key)}{more}" for key in SOURCES for more in ("", "-list", "-encoding", "-mapping")]
-    given = {text.partition("=")[0] for text in sys.argv}
-    named = [name for name in (*of_source, "--source-size", "--source-holdout") if name in given]
+    named = [name for name in (*of_source, "--source-size", "--source-holdout") if name in spelt()]
     if named:
         raise UserError(f"--intra reads no source, the target's easy pictures take its place: leave out {named[0]}")
     if args.class_prior > 0 or LOSSES[args.loss].class_weights is not None:

@@ -5,6 +5,7 @@ Which pixels are labelled is a rule's matter: `adaptation/pseudo_labels.py`.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import io
@@ -29,6 +30,26 @@ from utils.bar import tracked
 from utils.errors import UserError
 from utils.files import is_there, read_json, write_atomically, write_json
 from utils.interruption import worker_signals
+
+from .flags import refuse_idle
+
+
+def require_meaning(args: argparse.Namespace) -> None:
+    """Raises `UserError` for flags of `train_pseudo_labels.py` that mean nothing together."""
+    if bool(args.labeller) == bool(args.labels):
+        raise UserError("who labels the target? Name its network, --labeller CHECKPOINT, or its labels, --labels DIR")
+    if vars(args)["continue"] and (len(args.labeller) != 1 or args.init is not None):
+        raise UserError("--continue: a round starts from the network that labels for it; name one, and no --init")
+    if args.lambda_source == args.lambda_target == 0:
+        raise UserError("--lambda-source 0 --lambda-target 0: nothing is left to train on")
+    if args.labels and args.rounds == 1:
+        refuse_idle("the labels are given, and there is one round", "rule", "label_flip", "adapt_bn", "max_class_share",
+                    "pseudo_labels", "percentile", "confidence", "portion")  # fmt: skip
+    others = {"percentile", "confidence", "portion"} - set(RULES[args.rule].settings.values())
+    grown = {"portion_step", "portion_max"}
+    refuse_idle(f"--rule {args.rule} has none", *others | (grown if "portion" in others else set()))
+    if args.rounds == 1:
+        refuse_idle("there is one round", *grown)
 
 
 def pseudo_labelled(
