@@ -142,6 +142,9 @@ def test_mistakes_in_checkpoints_are_one_line(script, city, trained, tmp_path):
     assert "lacks the network" in one_line_error(script("eval", bad))
     torch.save(torch.zeros(3), bad)
     assert "no checkpoint of this project" in one_line_error(script("eval", bad))
+    for name in ("network.pt2", "network-int8.onnx"):
+        (tmp_path / name).touch()
+        assert "by its name a file of export.py" in one_line_error(script("eval", tmp_path / name))
     checkpoint = torch.load(trained, weights_only=True)
     save_checkpoint(bad, checkpoint | {"network": checkpoint["network"] | {"backbone": "wide"}})
     assert "do not fit" in one_line_error(script("eval", bad))

@@ -34,7 +34,7 @@ from reporting.tables import OTHERS, assignment_tables, cost_table
 from training.board import WIDTH, dense, pictured
 from training.methods import method_name, started_from
 from utils.errors import UserError
-from utils.tables import NOT_RUN, Table, duration, latex
+from utils.tables import NOT_RUN, Table, duration, latex, result_tables
 
 
 @pytest.fixture(scope="module")
@@ -649,6 +649,13 @@ def test_latex_escapes_what_it_would_read():
     strange = Table("t", "a_b & 5%", ("x_1", "y|z"), [["50%", [1.0, 2.0]], ["a&b", []]], ("n_1",))
     check_latex(strange.latex())
     assert "1.5 ± 0.7" in strange.markdown()
+
+
+def test_a_bar_in_a_name_ends_no_column():
+    figures = dict.fromkeys(("accuracy", "miou", "mean_class_accuracy", "entropy", "classes_evaluated"), 0.5)
+    table = result_tables([("last", figures | {"iou": {"a|b": 0.5}})])
+    assert r"| a\|b    | 50.0 |" in table
+    assert r"y\|z" in Table("t", "t", ("x", "y|z"), [["1", "2"]], ()).markdown()
 
 
 HOSTILE = "=cmd()|'a'!A1 <script>alert(1)</script> [x](javascript:y) ![z](http://w) `q` **b**\n\n# h\n\n<img src=u>"

@@ -81,6 +81,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path.open("rb").close()
     except OSError as error:
         raise Unreadable(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+    if path.suffix in (".onnx", ".pt2"):
+        raise UserError(
+            f"{path}: by its name a file of export.py, and a checkpoint is needed here: name the run that it was made "
+            "from. Of the exported files predict.py runs network.onnx and network-int8.onnx"
+        )
     try:
         vet(path)
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -18,12 +18,12 @@ Cell = str | Sequence[float]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, columns padded so that it also reads in a terminal."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
+    """A Markdown table, columns padded so that it also reads in a terminal. A bar in a cell ends no column."""
+    texts = [[re.sub(r"(?<!\\)\|", r"\|", str(cell)) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    texts.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "| " + " | ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in texts
     )
 
 
