@@ -23,12 +23,11 @@ labels that border too. `--scales 1,1.5,1.75,2` avoids such borders, in both dom
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_script  # before torch, for a quick --help
+from utils.errors import run_script  # before torch, for a quick --help
 
 # isort: split
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ from torch import Tensor
 from adaptation.fda import fda
 from adaptation.losses import cross_entropy, weighted_by_pixel
 from adaptation.masking import masked
-from adaptation.mean_teacher import DECAY, follow, label, main_output, teach, teacher_of
+from adaptation.mean_teacher import decay_over, follow, label, main_output, teach, teacher_of
 from adaptation.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
 from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
@@ -46,19 +45,19 @@ from datasets.labels import IGNORE
 from datasets.rare_classes import RareClasses
 from models.layers import resize
 from training.building import both_domains, geometry, given_labels, poly, segmenter, sgd, supervised_loss
-from training.checkpoint import checkpoint_file, describe, load_checkpoint, network_for, sha256
+from training.checkpoint import network_for
 from training.flags import parse, training_parser
 from training.method_flags import add_labels_flag, add_style_flag
-from training.methods import trained_as
 from training.run import Run
+from training.teachers import add_teacher_flags, choose_teacher
 from utils.flags import number
 
 RECIPES = {
     "dacs": {},
-    "best": {"beta": 0.01, "decay": 0.95, "confidence": 0.8, "loss": "weighted"},
+    "best": {"beta": 0.01, "decay": None, "average_share": 0.029, "confidence": 0.8, "loss": "weighted"},
 }
 """What --recipe stands for: defaults of this script's flags. `best` is what the ablation chose, on seeds that are in
-no table (docs/results.md; 700 steps from scratch)."""
+no table (docs/results.md; 700 steps from scratch, of which the average's share is 20: a decay of 0.95)."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     dacs.add_argument(
         "--recipe", choices=RECIPES, default="dacs",
         help="defaults of other flags. dacs: the paper's; best: "
-        + ", ".join(f"{flag} {value}" for flag, value in RECIPES["best"].items())
+        + ", ".join(f"{name.replace('_', '-')} {value}" for name, value in RECIPES["best"].items() if value is not None)
         + ". A flag given beside it wins (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
@@ -87,45 +86,23 @@ def parse_args() -> argparse.Namespace:
         help="a pixel is sure when the teacher gives its class a higher probability. The share of sure pixels is the "
         "weight of all pixels of the target (%(default)s)",
     )  # fmt: skip
-    dacs.add_argument(
-        "--decay", type=number(0, 0.9999), default=DECAY, metavar="D",
-        help="the teacher averages about the last 1 / (1 - D) steps; take a lower D for short runs (%(default)s)",
-    )  # fmt: skip
-    dacs.add_argument(
-        "--teacher-checkpoint", type=checkpoint_file, metavar="FILE", help="an earlier network that labels the target"
-    )
-    dacs.add_argument(
-        "--teacher", choices=("frozen", "moving"),
-        help="what becomes of that network. frozen: it stays as it is, and may be of any architecture; moving: teacher "
-        "and student start from it, and the teacher is the student's average (frozen; moving without a checkpoint)",
-    )  # fmt: skip
+    add_teacher_flags(dacs)
     add_labels_flag(dacs)
     args = parse(parser, RECIPES)
-    args.teacher = args.teacher or ("moving" if args.teacher_checkpoint is None else "frozen")
-    if args.teacher == "frozen" and args.labels is not None:
-        raise UserError("--labels beside a frozen --teacher-checkpoint: both label the target; name one")
-    if args.teacher == "frozen" and args.teacher_checkpoint is None:
-        raise UserError("--teacher frozen: name the network that labels, --teacher-checkpoint FILE")
-    args.teacher_sha256 = args.teacher_checkpoint and sha256(args.teacher_checkpoint)
-    args.teacher_method = args.teacher_checkpoint and trained_as(args.teacher_checkpoint)
-    if args.teacher == "moving" and args.teacher_checkpoint is not None and args.init is not None:
-        raise UserError("--teacher moving: the student starts from --teacher-checkpoint; leave --init out")
+    choose_teacher(args)
     return args
 
 
 def main() -> None:
     args = parse_args()
     data = both_domains(args)
-    frozen = moving_from = None
+    frozen = None
     if args.teacher == "frozen":
         frozen = network_for(args.teacher_checkpoint, data.source.classes).to(args.device).requires_grad_(False).eval()
-    elif args.teacher_checkpoint is not None:
-        moving_from = args.teacher_checkpoint
-        require_network(moving_from, args.model, args.backbone)
 
     labelled_target = given_labels(args, data.target)
     run = Run(args, data.source, data.target, data.val)
-    args.init = moving_from or args.init
+    args.init = args.init if args.teacher == "frozen" else args.teacher_checkpoint or args.init
     student = segmenter(args, len(run.classes))
     teacher = teacher_of(student)
     optimizer = sgd(student, args.lr, args.weight_decay)
@@ -143,6 +120,7 @@ def main() -> None:
     if rare is not None:
         print(f"source pictures by class, an epoch has as many draws as there are pictures: {rare}")
     gradients = run.gradients
+    decay = args.decay if args.average_share is None else decay_over(args.average_share * run.total_steps)
 
     for _ in run.epochs():
         student.train()
@@ -185,19 +163,9 @@ def main() -> None:
                 run.log(loss_mask=loss_mask)
             gradients.update(optimizer, schedule)
             if gradients.last_part:
-                follow(teacher, student, run.step, args.decay)
+                follow(teacher, student, run.step, decay)
         run.evaluate(teacher, target=data.val, source=data.held_out, beside={"student": student})
     run.finish()
-
-
-def require_network(path: Path, model: str, backbone: str) -> None:
-    """Raises `UserError` unless the checkpoint holds that network, from which a moving teacher can start."""
-    found = load_checkpoint(path)["network"]
-    if (found.get("name"), found.get("backbone")) != (model, backbone):
-        raise UserError(
-            f"--teacher moving: {path} holds {describe(found)}, and an average of {model} with {backbone} cannot start "
-            "from it; --teacher frozen takes any network"
-        )
 
 
 def brought_to(target: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 import train_dacs
 from adaptation.losses import cross_entropy, weighted_by_pixel
 from adaptation.masking import block_mask, block_side, masked
-from adaptation.mean_teacher import DECAY, follow, label, teach, teacher_of
+from adaptation.mean_teacher import DECAY, decay_over, follow, label, teach, teacher_of
 from adaptation.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from datasets.geometry import PADDING
 from datasets.labels import CITYSCAPES, PALETTE
@@ -306,6 +306,20 @@ def test_a_decay_of_zero_keeps_the_students_newest_parameters(script, game, city
     checkpoint = load_checkpoint(tmp_path / "run/checkpoint_last.pt")
     parameters = dict(build_segmenter("tiny").named_parameters())
     assert all(torch.equal(checkpoint["weights"][n], checkpoint["training"]["student"][n]) for n in parameters)
+
+
+def test_an_average_over_a_share_of_the_run_is_as_long_as_the_run_makes_it(script, game, city, tmp_path):
+    assert [decay_over(steps) for steps in (0, 1, 0.029 * 700, 1000)] == [0, 0, 0.95, 0.999]
+    for flags in (("--decay", 0.5), ("--average-share", 0.5), ("--recipe", "best", "--decay", 0.5)):
+        assert script(*dacs(game, city, tmp_path / flags[0], "--max-steps", 4, *flags)).status == 0
+    by_decay, by_share = (load_checkpoint(tmp_path / n / "checkpoint_last.pt") for n in ("--decay", "--average-share"))
+    assert same(by_decay["weights"], by_share["weights"])
+    assert not same(by_decay["weights"], by_decay["training"]["student"])
+    said = [(given["decay"], given["average_share"]) for given in (
+        arguments(tmp_path / name) for name in ("--decay", "--average-share", "--recipe"))]  # fmt: skip
+    assert said == [(0.5, None), (None, 0.5), (0.5, None)]
+    both = ("--decay", 0.5, "--average-share", 0.5)
+    assert "--average-share does nothing here" in one_line_error(script(*dacs(game, city, tmp_path / "both", *both)))
 
 
 def test_masked_pictures_alone_teach_what_the_teacher_says(script, game, city, tmp_path, monkeypatch):

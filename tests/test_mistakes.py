@@ -190,6 +190,7 @@ def test_the_check_runs_alone(script, city, game):
         ("train_fda --translation lab --beta 0.05", "--beta does nothing here: --translation lab has no band"),
         ("train_fda --lambda-entropy 0 --eta 1", "--eta does nothing here: --lambda-entropy is 0"),
         ("train_fda --lambda-entropy 0 --entropy-from 9", "--entropy-from does nothing here: --lambda-entropy is 0"),
+        ("train_dacs --labels L --confidence 0.5", "--confidence does nothing here: every given label is sure"),
         ("train_pseudo_labels --labels L --rule cbst", "--rule does nothing here: the labels are given, and there"),
         ("train_pseudo_labels --labels L --portion 0.3", "--portion does nothing here: the labels are given"),
         ("train_pseudo_labels --labels L --rounds 2 --portion 0.3", "--portion does nothing here: --rule bdl has none"),

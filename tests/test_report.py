@@ -413,6 +413,7 @@ def test_methods_are_named_as_in_the_literature(runs):
     dacs |= {"teacher_checkpoint": None, "lambda_mix": 1.0, "decay": 0.99, "confidence": 0.968}
     assert method_name(dacs) == "DACS"
     assert method_name(dacs | {"beta": 0.01, "decay": 0.95}) == "DACS + FDA beta 0.01 + decay 0.95"
+    assert method_name(dacs | {"decay": None, "average_share": 0.029}) == "DACS + average_share 0.029"
     taught = dacs | {"teacher": "frozen", "teacher_checkpoint": "heavy/checkpoint_last.pt"}
     assert method_name(taught) == "DACS + frozen teacher"
     assert started_from(taught) is None

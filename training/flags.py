@@ -30,10 +30,12 @@ from datasets.domains import (
 )
 from utils import distributed
 from utils.errors import Parser, UserError
+from utils.files import read_json
 from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, whole
 
 from .checkpoint import checkpoint_file
 from .gradients import PRECISIONS, default_precision
+from .resumption import arguments_of
 
 FIRST = ("--demo", "--backbone", "--epochs", "--batch-size", "--seed", "--run-dir", "--resume")
 """With the first source, the first target and one flag of a script's own, the ten that one needs first. --help shows no
@@ -259,6 +261,17 @@ def refuse_idle(reason: str, *names: str) -> None:
             raise UserError(f"{flag(name)} does nothing here: {reason}")
 
 
+def as_begun(chosen: argparse.Namespace, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Of a run that goes on what its recipe stood for when it began: recipes get better."""
+    if not chosen.resume or chosen.run_dir is None:
+        return {}
+    try:
+        begun = arguments_of(read_json(chosen.run_dir / "config.json"))
+        return {key: begun[key] for key in recipe if key in begun} if begun["recipe"] == chosen.recipe else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # no run is there, or a damaged one, which is said later
+
+
 def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
     """Parses sys.argv: what --settings, --recipe (a script's own named `recipes`) and --demo imply are defaults, so
     that a flag given beside them wins.
@@ -277,7 +290,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     implied = network.settings[chosen.settings]._asdict() | {"backbone": network.default_backbone()}
     implied |= {"size": TARGETS[target or "cityscapes"].size, "source_size": SOURCES[[*sources, "gta5"][0]].size}
     if recipes:
-        implied |= recipes[chosen.recipe]
+        implied |= recipes[chosen.recipe] | as_begun(chosen, recipes[chosen.recipe])
     named = [flag(key) for key in SOURCES | TARGETS if flag(key) in spelt()]
     if chosen.demo and named:
         raise UserError(f"--demo has street scenes of its own; leave out {' and '.join(named)}, or --demo")

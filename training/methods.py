@@ -148,8 +148,9 @@ def _dacs(settings: dict[str, Any]) -> str:
     words += [f"FDA beta {settings['beta']:g}"] if settings["beta"] is not None else []
     words += [f"{settings['teacher']} teacher"] if settings["teacher_checkpoint"] is not None else []
     words += ["given labels"] if settings.get("labels") is not None else []
-    published = {"lambda_mix": 1, "decay": DECAY, "confidence": SURE}
-    words += [f"{key} {settings[key]:g}" for key, plain in published.items() if settings.get(key, plain) != plain]
+    published = {"lambda_mix": 1, "decay": DECAY, "average_share": None, "confidence": SURE}
+    different = {key for key, plain in published.items() if settings.get(key, plain) not in (plain, None)}
+    words += [f"{key} {settings[key]:g}" for key in published if key in different]
     return " + ".join(words)
 
 

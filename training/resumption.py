@@ -41,7 +41,7 @@ flags, are free too."""
 
 
 LATER = {
-    "train_dacs": {"labels": None, "labels_sha256": None, "teacher_method": None},
+    "train_dacs": {"labels": None, "labels_sha256": None, "teacher_method": None, "average_share": None},
     "train_adversarial": {"lambda_entropy_aux": 0.0, "entropy_range": 1.0, "class_prior": 0.0, "lambda_prior": 1e-3}
     | {"intra": None, "intra_sha256": None, "intra_after": None, "easy_share": None},
     "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False, "labeller_method": None}
