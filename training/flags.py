@@ -333,4 +333,13 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
     for table in (TARGETS, SOURCES) if reads_source else (TARGETS,):
         if all(getattr(args, key) is None for key in table):
             raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")
+        for key in (key for key in table if getattr(args, key) is None):
+            refuse_idle(f"{flag(key)} is not named", f"{key}_list", f"{key}_encoding", f"{key}_mapping")
+    takers: dict[str, list[str]] = {}
+    for key, domain in (TARGETS | SOURCES).items():
+        for choice in domain.choices:
+            takers.setdefault(choice.name, []).append(key)
+    for name, keys in takers.items():
+        if all(getattr(args, key, None) is None for key in keys):
+            refuse_idle(f"it takes {' or '.join(map(flag, keys))}", name)
     return args
