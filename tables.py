@@ -38,7 +38,8 @@ from datasets.domains import (
 )
 from models import SEGMENTERS
 from reporting.costs import networks
-from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
+from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
+from training.intra_domain import SHARE
 from training.progress import Progress
 from utils.files import read_json, write_json
 from utils.flags import add_machine_flags, positive, size, whole
@@ -62,21 +63,39 @@ REPORT = {
     "report, adversarial": Row(ADVERSARIAL, (*STUDENT, *AUGMENTED, "--jitter", "--blur")),
 }
 BANDS = {f"FDA, beta {beta}": Row(FDA, ("--beta", beta)) for beta in ("0.01", "0.05", "0.09")}
+ADABN = ("--adapt-bn", "--no-mean")
 METHODS = {
     "source only": Row(SOURCE_ONLY),
-    "source only, AdaBN": Row(EVALUATION, ("--adapt-bn", "--no-mean"), needs=("source only",)),
+    "source only, AdaBN": Row(EVALUATION, ADABN, needs=("source only",)),
+    "source only, recoloured": Row(SOURCE_ONLY, ("--recolour", "0.7")),
+    "source only, recoloured, AdaBN": Row(EVALUATION, ADABN, needs=("source only, recoloured",)),
     "AdvEnt": Row(ADVERSARIAL, ("--input", "entropy")),
     "MinEnt": Row(ADVERSARIAL, ("--discriminator", "none", "--min-entropy")),
+    "AdvEnt and MinEnt, mean": Row(EVALUATION, ("--mean",), needs=("AdvEnt", "MinEnt")),
+    "IntraDA, after AdvEnt": Row(ADVERSARIAL, ("--input", "entropy"), needs=("AdvEnt",)),
+    "FADA, after source only": Row(
+        ADVERSARIAL, ("--discriminator", "class", "--level", "feature"), needs=("source only",), goes_on=True
+    ),
     "adversarial, shallow": Row(ADVERSARIAL, ("--discriminator", "shallow")),
     "adversarial, multi-level": Row(ADVERSARIAL, ("--level", "multi")),
     **BANDS,
+    "FDA, beta 0.01, AdaBN": Row(EVALUATION, ADABN, needs=("FDA, beta 0.01",)),
     "FDA, mean of three": Row(EVALUATION, ("--mean",), needs=tuple(BANDS)),
     "LAB": Row(FDA, ("--translation", "lab")),
     "pseudo-labels": Row(SELF, needs=("source only",)),
+    "pseudo-labels, CBST": Row(SELF, ("--rule", "cbst", "--label-flip"), needs=("source only",), goes_on=True),
+    "pseudo-labels, IAST": Row(
+        SELF,
+        ("--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053"),
+        needs=("source only",),
+        goes_on=True,
+    ),
     "FDA, self-training": Row(SELF, ("--percentile", "66", "--beta", "0.01"), needs=tuple(BANDS)),
     "DACS": Row(DACS),
     "DACS, recipe best": Row(DACS, ("--recipe", "best")),
+    "SAC, after FDA": Row(SAC, needs=("FDA, beta 0.01",), goes_on=True),
 }
+"""Each once, self-training for one round; its variants are in docs/recipes.md."""
 ROWS = {"assignment": ASSIGNMENT, "report": REPORT, "all": ASSIGNMENT | METHODS | REPORT}
 
 BYTES = 4 + 2 * 8
@@ -151,7 +170,8 @@ class Steps:
         if not row.trains:
             return 0
         flags = self.flags(row)
-        pictures = self.pictures("target" if row.script == TARGET_ONLY else "source", flags)
+        pictures = self.pictures("target" if row.script == TARGET_ONLY or row.intra else "source", flags)
+        pictures = round(SHARE * pictures) if row.intra else pictures  # the easy ones are its source
         return Progress.planned(pictures, flags.batch_size, flags.epochs, flags.max_steps).total_steps
 
     def flags(self, row: Row) -> argparse.Namespace:

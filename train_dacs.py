@@ -46,7 +46,7 @@ from datasets.rare_classes import RareClasses
 from models.layers import resize
 from training.building import both_domains, geometry, given_labels, poly, segmenter, sgd, supervised_loss
 from training.checkpoint import network_for
-from training.flags import parse, training_parser
+from training.flags import parse, refuse_idle, training_parser
 from training.method_flags import add_labels_flag, add_style_flag
 from training.run import Run
 from training.teachers import add_teacher_flags, choose_teacher
@@ -90,6 +90,8 @@ def parse_args() -> argparse.Namespace:
     add_labels_flag(dacs)
     args = parse(parser, RECIPES)
     choose_teacher(args)
+    if args.lambda_mix == args.lambda_mask == 0:
+        refuse_idle("no loss is left that takes the labels", "confidence", "labels", "teacher_checkpoint")
     return args
 
 

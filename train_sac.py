@@ -35,7 +35,7 @@ from datasets.appearance import Appearance, to_float
 from datasets.geometry import Geometry
 from datasets.labels import IGNORE
 from training.building import both_domains, geometry, poly, segmenter, sgd, supervised_loss
-from training.flags import parse, training_parser
+from training.flags import parse, refuse_idle, training_parser
 from training.run import Run
 from utils.distributed import ranks
 from utils.flags import number, positive
@@ -58,10 +58,12 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     sac.add_argument(
         "--decay", type=number(0, 0.9999), default=0.9999, metavar="D",
-        help="the teacher averages about the last 1 / (1 - D) steps; take a lower D for short runs (%(default)s, which "
-        "is the paper's 0.99 once in 100 steps)",
+        help="the teacher averages about the last 1 / (1 - D) steps, without --init at most all so far; take a lower D "
+        "for short runs (%(default)s, which is the paper's 0.99 once in 100 steps)",
     )  # fmt: skip
     args = parse(parser)
+    if args.lambda_target == 0:
+        refuse_idle("--lambda-target 0 leaves the labels out", "confidence")
     parts = ranks() * args.accumulate
     if args.batch_size % (args.views * parts):
         raise UserError(
@@ -117,7 +119,7 @@ def main() -> None:
                 run.log(loss_target=loss_target)
             gradients.update(optimizer, schedule)
             if gradients.last_part:
-                follow(teacher, student, run.step, args.decay)
+                follow(teacher, student, run.step, args.decay, warm_up=args.init is None)
         run.evaluate(teacher, target=data.val, source=data.held_out, beside={"student": student})
     run.finish()
 

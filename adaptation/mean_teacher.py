@@ -21,13 +21,16 @@ def teacher_of(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float = DECAY) -> None:
+def follow(teacher: nn.Module, student: nn.Module, step: int, decay: float = DECAY, warm_up: bool = True) -> None:
     """teacher <- d * teacher + (1 - d) * student with d = min(1 - 1 / (step + 1), decay), `step` from 0.
+
+    So at first it is the plain mean of all students, as in DACS, and forgets the network that it was before the first.
+    warm_up=False: d is `decay` from the first step on, as in SAC, whose teacher starts as an adapted network.
 
     Parameters only. Batch normalisation's running statistics are the teacher's own: it is in training mode when it
     labels the target, so they become the target's, which is where it is evaluated.
     """
-    kept = min(1 - 1 / (step + 1), decay)
+    kept = min(1 - 1 / (step + 1), decay) if warm_up else decay
     means, parameters = list(teacher.parameters()), list(student.parameters())
     torch._foreach_mul_(means, kept)
     torch._foreach_add_(means, parameters, alpha=1 - kept)

@@ -18,8 +18,16 @@ from torch import Tensor
 
 from datasets.labels import IGNORE
 
-BINS = 10_000
-"""Of the histogram of confidences over [0, 1]: a percentile is known to 1e-4."""
+FINE = 1e-4
+"""A confidence below 0.99 is known to this. Above it what is left to 1 is known to half a percent: a network that is
+sure of most of a class gives most of its pixels more than 0.9999, and a share of them has to be told apart."""
+
+
+def edges() -> Tensor:
+    """float64 [B]: the lower edge of each bin of the histogram of confidences over [0, 1]. The last is of 1 alone, as
+    float32 rounds it."""
+    left = 0.01 * torch.exp(-0.005 * torch.arange(2406, dtype=torch.float64))
+    return torch.cat([torch.arange(9900, dtype=torch.float64) * FINE, 1 - left, torch.ones(1, dtype=torch.float64)])
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
@@ -37,25 +45,26 @@ class ConfidenceHistogram:
     """How sure a network is of each class over a whole set; its size does not depend on the set's."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(num_classes, BINS, dtype=torch.int64, device=device)
+        self.edges = edges().to(device)
+        self.counts = torch.zeros(num_classes, len(self.edges), dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, confidence: Tensor) -> None:
         """Classes int64 and their probabilities in [0, 1], of one shape."""
-        bins = (confidence.double() * BINS).long().clamp(0, BINS - 1)
-        cells = (prediction * BINS + bins).flatten()
+        bins = torch.bucketize(confidence.double(), self.edges, right=True) - 1
+        cells = (prediction * len(self.edges) + bins).flatten()
         self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
 
     def thresholds(self, percentile: float, at_most: float) -> Tensor:
         """float32 [C]: the smaller of `at_most` and the class's percentile (0 to 100), as the published code has it:
-        element round(n * percentile / 100) of the n sorted confidences, to 1 / `BINS`. `at_most` for a class that is
-        never predicted."""
+        element round(n * percentile / 100) of the n sorted confidences, down to a bin's edge. `at_most` for a class
+        that is never predicted."""
         totals = self.counts.sum(dim=1)
         rank = (totals.double() * percentile / 100).round().long().minimum(totals - 1)
         return self._at(rank, at_most).clamp(max=at_most).float()
 
     def surest(self, share: float) -> Tensor:
         """float32 [C]: the least of so large a share of the class's confidences, the highest; rounded down to whole
-        pixels, to 1 / `BINS`. 1 for a class of which that is no pixel (CBST's public code)."""
+        pixels, down to a bin's edge. 1 for a class of which that is no pixel (CBST's public code)."""
         totals = self.counts.sum(dim=1)
         number = (totals.double() * share + 1e-9).floor().long()  # a share of 0.3 of ten is three
         return self._at(torch.where(number > 0, totals - number, -1), 1.0).float()
@@ -63,7 +72,7 @@ class ConfidenceHistogram:
     def _at(self, rank: Tensor, otherwise: float) -> Tensor:
         """float64 [C]: the confidence of each class at this rank, from 0 for the least; `otherwise` below 0."""
         bins = (self.counts.cumsum(dim=1) <= rank[:, None]).sum(dim=1)  # the first bin that reaches past the rank
-        return torch.where(rank >= 0, bins.double() / BINS, otherwise)
+        return torch.where(rank >= 0, self.edges[bins.clamp(max=len(self.edges) - 1)], otherwise)
 
 
 def pseudo_label(prediction: Tensor, confidence: Tensor, thresholds: Tensor) -> Tensor:
@@ -141,7 +150,7 @@ class CBST:
 
     @cached_property
     def thresholds(self) -> Tensor:
-        return self.histogram.surest(self.portion).clamp(min=1 / BINS)
+        return self.histogram.surest(self.portion).clamp(min=FINE)
 
 
 class IAST:

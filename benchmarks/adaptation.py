@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -27,13 +29,16 @@ from datasets.domains import (  # noqa: E402
     add_roots,
     command_line,
     from_environment,
+    open_source,
+    open_target,
     roots,
     sources_of,
     target_of,
 )
-from models import SEGMENTERS  # noqa: E402
+from models import SEGMENTERS, build_segmenter  # noqa: E402
 from reporting.plan import (  # noqa: E402
     ADVERSARIAL,
+    COSTS,
     DACS,
     EVALUATION,
     FDA,
@@ -47,14 +52,16 @@ from reporting.plan import (  # noqa: E402
 )
 from training.flags import add_network_flags  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
-from training.provenance import commit, device_name  # noqa: E402
+from training.provenance import commit, device_name, fingerprint  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
-from utils.files import write_json  # noqa: E402
+from utils.files import read_json, write_json  # noqa: E402
 from utils.flags import cores, default_device, device, positive, size, whole  # noqa: E402
 from utils.tables import markdown, mean_and_deviation  # noqa: E402
 
 RARELY = ("--eval-every", "30")  # an epoch of the target is short: it has few pictures
 COLLAPSED = ("--max-class-share", "1")  # labels that collapsed have a figure too
+TWO_PASSES = 2.0 / COSTS[ADVERSARIAL]  # forward and backward, of both domains, and no discriminator
+MASKED = 1 + 1 / COSTS[DACS]  # one pass of the student more
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
 SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # the recipe for short runs, but for its loss
@@ -63,25 +70,27 @@ GOING_ON = ("--lr", "0.01", "--bn-statistics", "target")  # from a trained netwo
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
 
 
-def after_fda(*flags: str) -> Row:
+def after_fda(*flags: str, cost: float = 1.0) -> Row:
     """A round of self-training."""
-    return Row(SELF, (*GOING_ON, *flags, *COLLAPSED), needs=BANDS[:1], goes_on=True)
+    return Row(SELF, ("--adapt-bn", *GOING_ON, *flags, *COLLAPSED), needs=BANDS[:1], goes_on=True, cost=cost)
 
 
 ROWS = {
     BASELINE: Row(SOURCE_ONLY),
     UPPER: Row(TARGET_ONLY, RARELY),  # its epochs are short: the target has few pictures
     "upper bound, weighted loss": Row(TARGET_ONLY, ("--loss", "weighted", *RARELY)),
-    "target forward pass, weight 0": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0")),
+    "target forward pass, weight 0": Row(
+        ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--lambda-entropy", "0"), cost=TWO_PASSES
+    ),
     "adversarial, standard": Row(ADVERSARIAL),
     "adversarial, depthwise": Row(ADVERSARIAL, ("--discriminator", "depthwise")),
     "AdvEnt": Row(ADVERSARIAL, ("--input", "entropy")),
     "IntraDA": Row(ADVERSARIAL, ("--input", "entropy"), needs=("AdvEnt",)),
-    "MinEnt": Row(ADVERSARIAL, WITHOUT_DISCRIMINATOR),
-    "MinEnt, entropy range 0.3": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--entropy-range", "0.3")),
-    "MinEnt + class prior": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--class-prior", "0.5")),
+    "MinEnt": Row(ADVERSARIAL, WITHOUT_DISCRIMINATOR, cost=TWO_PASSES),
+    "MinEnt, entropy range 0.3": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--entropy-range", "0.3"), cost=TWO_PASSES),
+    "MinEnt + class prior": Row(ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--class-prior", "0.5"), cost=TWO_PASSES),
     "MinEnt, multi-level": Row(
-        ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--level", "multi", "--lambda-entropy-aux", "0.0002")
+        ADVERSARIAL, (*WITHOUT_DISCRIMINATOR, "--level", "multi", "--lambda-entropy-aux", "0.0002"), cost=TWO_PASSES
     ),
     "adversarial, multi-level": Row(ADVERSARIAL, ("--level", "multi")),
     "FADA": Row(ADVERSARIAL, ("--discriminator", "class", "--level", "feature")),
@@ -98,12 +107,12 @@ ROWS = {
     "pseudo-labels after source only with AdaBN": Row(SELF, ("--adapt-bn", *COLLAPSED), needs=(BASELINE,)),
     "DACS": Row(DACS),
     "DACS + rare-class sampling": Row(DACS, ("--rare-classes",)),
-    "DACS + masked consistency": Row(DACS, ("--lambda-mask", "1")),
+    "DACS + masked consistency": Row(DACS, ("--lambda-mask", "1"), cost=MASKED),
     "DACS + FDA on the source": Row(DACS, ("--beta", "0.01")),
     "DACS + jitter and blur on the source": Row(DACS, ("--jitter", "--blur")),
     "DACS, no random scale": Row(DACS, ("--scales", "1")),  # as the paper trains
     "DACS + FDA, no random scale": Row(DACS, ("--beta", "0.01", "--scales", "1")),
-    "DACS + FDA + masked consistency": Row(DACS, ("--beta", "0.01", "--lambda-mask", "1")),
+    "DACS + FDA + masked consistency": Row(DACS, ("--beta", "0.01", "--lambda-mask", "1"), cost=MASKED),
     "DACS + FDA + rare-class sampling": Row(DACS, ("--beta", "0.01", "--rare-classes")),
     # The source's loss is three (main and auxiliary outputs), the mixed one's is one: 3 gives it the paper's share.
     "DACS, mixed loss x 3": Row(DACS, ("--lambda-mix", "3")),
@@ -121,7 +130,9 @@ ROWS = {
     ),
     "DACS + FDA, decay 0.95, confidence 0.8, mixed loss x 3": Row(DACS, (*SHORT, "--lambda-mix", "3")),
     "DACS + FDA + rare-class sampling, decay 0.95, confidence 0.8": Row(DACS, (*SHORT, "--rare-classes")),
-    "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Row(DACS, (*SHORT, "--lambda-mask", "1")),
+    "DACS + FDA + masked consistency, decay 0.95, confidence 0.8": Row(
+        DACS, (*SHORT, "--lambda-mask", "1"), cost=MASKED
+    ),
     "DACS, weighted loss": Row(DACS, ("--loss", "weighted")),
     "DACS, weighted loss, decay 0.95, confidence 0.8": Row(DACS, (*SHORT[2:], "--loss", "weighted")),
     "DACS + FDA, weighted loss, confidence 0.8": Row(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
@@ -135,7 +146,7 @@ ROWS = {
     "after FDA, CBST's rule, MRKLD": after_fda("--rule", "cbst", "--label-flip", "--mrkld", "0.1"),
     "after FDA, IAST's rule": after_fda("--rule", "iast"),
     "after FDA, IAST": after_fda(
-        "--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053"
+        "--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053", cost=0.5
     ),
     # The paper starts from an adapted network; its average is over 10,000 steps, so from scratch over all of them.
     "SAC": Row(SAC),
@@ -176,7 +187,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=CELLS, metavar="ROW", help="run these rows, print all")
     parser.add_argument("--no-run", action="store_true", help="print the table of what is there")
     parser.add_argument("--workers", type=whole, default=min(8, cores() - 1), metavar="N", help="(%(default)s)")
-    parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(%(default)s)")
+    parser.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(the GPU, if any)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="runs (under runs/, named by the settings)")
     parser.add_argument("--cells", type=Path, metavar="DIR", help="where the cells' figures are kept (--out)")
     args = parser.parse_args()
@@ -197,11 +208,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     args.cells.mkdir(parents=True, exist_ok=True)
+    args.data = {} if args.no_run else data_named(args)
     rows = on_split(args.split)
     plan = plan_of(args, CELLS | rows)
+    left_out = taken_by_no(args)
     for seed in args.seeds:
         for name, row in () if args.no_run else zip(CELLS, rows, strict=True):
-            if args.only is None or name in args.only:
+            if name not in left_out if args.only is None else name in args.only:
                 keep_cell(args, plan, row, seed)
     cells = {name: [read_cell(args, row, seed) for seed in args.seeds] for name, row in zip(CELLS, rows, strict=True)}
     width, height = args.size
@@ -210,6 +223,20 @@ def main() -> None:
     print(table(cells, {name: plan.cost(row) for name, row in zip(CELLS, rows, strict=True)}))
     if kept := labels_kept(cells):
         print(f"\nOf the pixels that the labeller gives a class, the share that its pseudo-labels keep (%)\n\n{kept}")
+
+
+def taken_by_no(args: argparse.Namespace) -> set[str]:
+    """The rows that this network refuses: for want of auxiliary logits, or of batch normalisation."""
+    with torch.device("meta"):
+        normalised = bool(build_segmenter(args.model, backbone=args.backbone, weights="none").batch_norms())
+    refused = set() if SEGMENTERS[args.model].multi_level_options is not None else {("--level", "multi")}
+    refused |= set() if normalised else {("--adapt-bn",), ("--bn-statistics", "target")}
+
+    def takes(row: Row) -> bool:
+        found = any(row.flags[at : at + len(flags)] == flags for flags in refused for at in range(len(row.flags)))
+        return not found and all(takes(CELLS[needed]) for needed in row.needs)
+
+    return {name for name, row in CELLS.items() if not takes(row)}
 
 
 def on_split(split: str) -> dict[str, Row]:
@@ -261,10 +288,30 @@ def keep_cell(args: argparse.Namespace, plan: Plan, name: str, seed: int) -> Non
         keep_cell(args, plan, needed, seed)
     made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
     figures = plan.run(name, seed)
+    trained = name if plan.rows[name].trains else plan.rows[name].needs[0]
+    made["data"] = read_json(plan.directory(trained, seed) / "config.json")["data"]
+    require_same_data(args, made["data"], plan.directory(trained, seed))
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
     if plan.rows[name].script == SELF:
         kept["labels_kept"] = shares_kept(plan.directory(name, seed))
     write_json(cell_file(args, name, seed), settings(args) | made | kept)
+
+
+def data_named(args: argparse.Namespace) -> dict[str, Any]:
+    """What stands for the labelled sets that every run reads, the source and val, as a run's config.json has it."""
+    given = vars(args) | {"source_size": args.size}
+    parts = [*open_source(given).parts, *open_target(given, "val").parts]
+    return {part.name: fingerprint(part) for part in parts}
+
+
+def require_same_data(args: argparse.Namespace, data: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` where a run or a cell at `path` read another set of a name than this command or, with
+    --no-run, than the cells before it."""
+    for name, found in data.items():
+        if name.endswith(" train"):  # with labels for the upper bound, without for the others
+            continue
+        if args.data.setdefault(name, found) != found:
+            raise UserError(f"{path} was made from other pictures or labels of {name}; name another --out and --cells")
 
 
 def shares_kept(directory: Path) -> dict[str, float | None]:
@@ -283,6 +330,7 @@ def read_cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any] 
     cell = {"precision": "fp32"} | EARLIEST | json.loads(path.read_text())  # the earliest cells do not say it
     if {key: cell[key] for key in settings(args)} != settings(args):
         raise UserError(f"{path} was made at other settings than {settings(args)}; name another --out")
+    require_same_data(args, cell.get("data", {}), path)  # nor this
     return cell
 
 

@@ -34,7 +34,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     BASELINE: ("train_gta5", ()),
     "adversarial, standard": ("train_adversarial", ()),
     "adversarial, depthwise": ("train_adversarial", ("--discriminator", "depthwise")),
-    "FDA": ("train_fda", ("--beta", "0.01")),
+    "FDA": ("train_fda", ("--beta", "0.01")),  # its first third
+    "FDA with entropy": ("train_fda", ("--beta", "0.01", "--entropy-from", "0")),
     "DACS": ("train_dacs", ()),
     "DACS, recipe best": ("train_dacs", ("--recipe", "best")),
     "SAC": ("train_sac", ()),

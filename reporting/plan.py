@@ -25,11 +25,11 @@ PYTHON = [sys.executable]
 """What a script is started with."""
 SOURCE_ONLY, ADVERSARIAL, FDA, SELF = "train_gta5.py", "train_adversarial.py", "train_fda.py", "train_pseudo_labels.py"
 TARGET_ONLY, DACS, SAC, EVALUATION = "train_cityscapes.py", "train_dacs.py", "train_sac.py", "eval.py"
-COSTS = {SOURCE_ONLY: 1.0, TARGET_ONLY: 1.0, ADVERSARIAL: 2.7, FDA: 1.0, SELF: 2.0, DACS: 2.2, SAC: 2.3}
+COSTS = {SOURCE_ONLY: 1.0, TARGET_ONLY: 1.0, ADVERSARIAL: 2.7, FDA: 1.7, SELF: 2.0, DACS: 2.2, SAC: 2.3}
 COSTS |= {EVALUATION: 0.0}
-"""What a step takes, in steps of source only: rounded from docs/performance.md, where adversarial training, FDA and
-DACS were measured on a CPU; self-training's are its two passes, and SAC's those and the teacher's, a third. Good enough
-to plan with."""
+"""What a step takes, in steps of source only: rounded from docs/performance.md, where adversarial training and DACS
+were measured on a CPU. FDA's is one pass, and a second one on the target for the last two thirds of the run;
+self-training's two, SAC's those and the teacher's, a third. Good enough to plan with."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Row:
 
     needs: rows whose checkpoints it takes, to evaluate them (several: the mean of their softmax), to label with them,
     or for IntraDA, which then reads no source.
-    goes_on: whether it starts from the one that it needs. cost: of the network, in BiSeNet-18's.
+    goes_on: whether it starts from the one that it needs. cost: how many times what its script usually takes, by its
+    flags or its network.
     """
 
     script: str
@@ -50,6 +51,11 @@ class Row:
     @property
     def trains(self) -> bool:
         return self.script != EVALUATION
+
+    @property
+    def intra(self) -> bool:
+        """IntraDA's: it reads no source, and the row that it needs ranks the target's pictures."""
+        return self.script == ADVERSARIAL and bool(self.needs) and not self.goes_on
 
     @property
     def relative(self) -> float:
@@ -92,10 +98,9 @@ class Plan:
         if not row.trains:
             to = ["--json", str(self.figures(name, seed)), "--force"]
             return [row.script, *checkpoints, *row.flags, *to, *self.machine]
-        intra = row.script == ADVERSARIAL and bool(checkpoints) and not row.goes_on
-        source = [] if row.script == TARGET_ONLY or intra else self.source
+        source = [] if row.script == TARGET_ONLY or row.intra else self.source
         labels = ["--labeller", *checkpoints] if checkpoints and row.script == SELF else []
-        labels += ["--intra", *checkpoints] if intra else []
+        labels += ["--intra", *checkpoints] if row.intra else []
         labels += ["--init", *checkpoints] if row.goes_on else []
         where = ["--seed", str(seed), "--run-dir", str(self.directory(name, seed)), "--resume"]
         return [row.script, *self.training, *source, *labels, *row.flags, *where, *self.machine]

@@ -1,14 +1,15 @@
 """The benchmarks measure what they say; how fast it is is no test's business."""
 
+import argparse
 import json
 import math
 
 import pytest
 import torch
-from conftest import one_line_error
+from conftest import one_line_error, write_gta5
 
 from benchmarks import loading, pseudo_labels, runtimes
-from benchmarks.adaptation import CELLS
+from benchmarks.adaptation import CELLS, taken_by_no
 from benchmarks.evaluation import example, ours, plain
 from benchmarks.prototypes import prototypes, weights
 from benchmarks.runtimes import compiles
@@ -129,6 +130,12 @@ def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
     assert "was made at other settings" in other
     assert "'model': 'pidnet', 'backbone': 's'" in other
     assert "pidnet s, 48x32" in script(*command, "--model", "pidnet", "--cells", tmp_path / "none").out
+    found = json.loads((cells / f"{slug('DACS', 1)}.json").read_text()) | {"data": {"GTA5": {"pictures": 7}}}
+    (cells / f"{slug('DACS', 1)}.json").write_text(json.dumps(found))
+    assert script(*command).status == 0
+    (cells / f"{slug('DACS', 0)}.json").write_text(json.dumps(found | {"data": {"GTA5": {"pictures": 8}}}))
+    assert "was made from other pictures or labels of GTA5" in one_line_error(script(*command))
+    write_cells(cells, "DACS", [0.2, 0.3])
     write_cells(cells, "LAB", [0.2], steps=2)
     assert "LAB-seed0.json was made at other settings" in one_line_error(script(*command))
 
@@ -152,6 +159,13 @@ def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
     again = script(*command)
     assert "$" not in again.out
     assert rows(again.out) == rows(first.out.rpartition("last checkpoint")[2])
+    assert cell["data"]["GTA5"]["pictures"] == 6
+    fewer = write_gta5(tmp_path / "fewer", count=4)
+    other = script(*command, "--gta5", fewer)
+    assert "was made from other pictures or labels of GTA5" in one_line_error(other)
+    elsewhere = script(*command, "--gta5", fewer, "--cells", tmp_path / "elsewhere")  # a run that is done is no excuse
+    assert "source-only-seed3 was made from other pictures" in one_line_error(elsewhere)
+    assert not list((tmp_path / "elsewhere").glob("*.json"))
     other = script(*command, "--split", "train")  # the same networks
     assert [line.split()[2] for line in other.out.splitlines() if line.startswith("$")] == ["eval.py"]
     assert "--split train" in other.out
@@ -182,6 +196,17 @@ def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("model", "backbone", "refused"), [
+    ("bisenet", "resnet18", []), ("lraspp", "mobilenet_v3_large", ["adversarial, multi-level", "MinEnt, multi-level"]),
+    ("deeplab_vgg16", "vgg16", ["source only + AdaBN", "after FDA, IAST", "adversarial, standard, target statistics"]),
+])  # fmt: skip
+def test_rows_that_a_network_refuses_are_left_out(model, backbone, refused):
+    found = taken_by_no(argparse.Namespace(model=model, backbone=backbone))
+    assert set(refused) <= found
+    assert bool(found) == bool(refused)
+    assert not found & {"source only", "upper bound", "FDA, beta 0.01", "DACS, recipe best"}
+
+
 def test_a_row_that_labels_nothing_starts_from_the_network_that_it_needs(tmp_path):
     command = Plan(CELLS, tmp_path, [], [], []).command("after FDA, SAC", 3)
     assert command[0] == "train_sac.py"
@@ -191,7 +216,9 @@ def test_a_row_that_labels_nothing_starts_from_the_network_that_it_needs(tmp_pat
 
 @pytest.mark.slow
 def test_adaptation_says_which_script_failed(script, city, game, tmp_path):
-    command = ("benchmarks.adaptation", "--gta5", tmp_path / "none", "--cityscapes", city, *SMALL, "--seeds", 3,
+    (tmp_path / "runs/source-only-seed3").mkdir(parents=True)
+    (tmp_path / "runs/source-only-seed3/config.json").write_text("{")
+    command = ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, *SMALL, "--seeds", 3,
                "--out", tmp_path / "runs", "--only", "source only")  # fmt: skip
     assert "train_gta5.py failed; see above" in one_line_error(script(*command))
     assert not (tmp_path / "runs" / "source-only-seed3.json").exists()

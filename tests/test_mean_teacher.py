@@ -109,6 +109,18 @@ def test_the_teacher_follows_the_closed_form_and_has_no_gradient(decay):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_without_warm_up_the_teacher_keeps_what_it_started_from():
+    """SAC's: after n steps the first network still has decay^n of the average."""
+    student = nn.Linear(3, 2).double()
+    teacher = teacher_of(student)
+    first = student.weight.detach().clone()
+    with torch.no_grad():
+        student.weight.zero_()
+    for step in range(70):
+        follow(teacher, student, step, 0.99, warm_up=False)
+    assert torch.allclose(teacher.weight, 0.99**70 * first, rtol=1e-12)
+
+
 def teacher_after(history):
     """For the first hundred steps the average is the plain mean."""
     student = nn.Linear(3, 2).double()

@@ -67,6 +67,19 @@ def test_cbst_is_its_definition(portion: float) -> None:
         assert overruled.sum() > 10
 
 
+def test_cbst_keeps_its_share_of_a_class_that_is_sure_nearly_everywhere() -> None:
+    """Four in five pixels above 0.9999, as of a road: what is left to 1 tells them apart."""
+    torch.manual_seed(0)
+    confidence = 1 - 10 ** (-7.2 * torch.rand(400_000, dtype=torch.float64).sqrt())  # up to 1 - 6e-8, float32's last
+    probabilities = torch.stack([confidence, 1 - confidence]).float().view(1, 2, 400, 1000)
+    for portion in (0.2, 0.5):
+        rule = CBST(2, CPU, portion)
+        rule.observe(probabilities)
+        exact = float(probabilities[0, 0].flatten().sort(descending=True).values[round(portion * 400_000) - 1])
+        assert 1 - float(rule.thresholds[0]) == pytest.approx(1 - exact, rel=0.02)
+        assert (rule.label(probabilities) == 0).float().mean() == pytest.approx(portion, abs=0.01)
+
+
 def test_cbst_lets_a_class_with_a_low_threshold_overrule_the_most_probable_one() -> None:
     rule = CBST(2, CPU, 0.5)
     rule.thresholds = torch.tensor([0.9, 0.35])
@@ -200,6 +213,10 @@ def test_labels_that_collapse_into_one_class_stop_a_round(tmp_path, city) -> Non
     with pytest.raises(UserError, match=said):
         labelled_by("cbst", data, tmp_path / "over", max_class_share=share - 1e-4)
     assert not list((tmp_path / "over").glob("*/summary.json"))  # they are not used again
+    with pytest.raises(UserError, match=said):  # nor where a run that allowed it left them
+        labelled_by("cbst", data, tmp_path / "at", max_class_share=share - 1e-4)
+    with pytest.raises(UserError, match="no pixel got a label"):
+        labelled_by("cbst", data, tmp_path / "none", portion=0.0)
 
 
 def test_a_mirrored_network_is_the_network_in_a_mirror() -> None:
@@ -245,7 +262,7 @@ def test_the_portion_grows_over_the_rounds_and_stops(script, command, tmp_path) 
 def test_rounds_go_on_from_the_network_that_labels(script, command, tmp_path, trained, monkeypatch) -> None:
     started = []
     monkeypatch.setattr("training.run.start_from", lambda model, path, classes: started.append(path))
-    flags = ("--rule", "iast", "--rounds", 2)
+    flags = ("--rule", "cbst", "--rounds", 2)
     assert script(*command(tmp_path / "run", *flags, "--continue")).status == 0
     assert started == [trained, tmp_path / "run/round-1/checkpoint_last.pt"]
     assert script(*command(tmp_path / "anew", *flags)).status == 0

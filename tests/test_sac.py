@@ -296,7 +296,7 @@ def test_teacher_and_student_start_from_init(script, game, city, tmp_path, train
     begun = load_checkpoint(trained)["weights"]
     held = run("init", "--init", trained, "--lr", 0)
     for name, _ in build_segmenter("tiny").named_parameters():
-        assert torch.equal(begun[name], held["weights"][name])
+        torch.testing.assert_close(begun[name], held["weights"][name])  # an average of equals, rounded
         assert torch.equal(begun[name], held["training"]["student"][name])
     assert not same(run("own", "--lr", 0)["weights"], held["weights"])
 

@@ -160,7 +160,7 @@ def test_every_command_that_the_recipes_spell_out_is_a_row() -> None:
     """What docs/recipes.md tells to type by hand is what tables.py runs, flag by flag."""
     text = (ROOT / "docs/recipes.md").read_text()
     rows = {(row.script, row.flags) for row in ROWS["all"].values()}
-    common = r" --(?:gta5 G|cityscapes C|seed S|labeller \S+|run-dir \S+)"
+    common = r" --(?:gta5 G|cityscapes C|seed S|labeller \S+|init \S+|run-dir \S+)"
     found = re.findall(r"`python (train_\w+\.py[^`]* --seed S[^`]*)`", text)
     spelt = [re.sub(common, "", command).split() for command in found]
     assert len(spelt) > 10

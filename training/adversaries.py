@@ -35,6 +35,8 @@ def require_meaning(args: argparse.Namespace) -> None:
         )
     if kind is None and not args.min_entropy:
         raise UserError("--discriminator none: nothing is left to adapt with; add --min-entropy, or use train_gta5.py")
+    if kind is None and args.level == "multi" and args.lambda_entropy_aux == 0:
+        raise UserError("--level multi looks at the auxiliary logits: add --lambda-entropy-aux, ADVENT's is 0.0002")
     if kind is None:
         refuse_idle("there is no discriminator", "lambda_adv", "lambda_adv_aux", "lr_d", "gan", "input")
     if not args.min_entropy:

@@ -42,6 +42,10 @@ def require_meaning(args: argparse.Namespace) -> None:
         raise UserError("--continue: a round starts from the network that labels for it; name one, and no --init")
     if args.lambda_source == args.lambda_target == 0:
         raise UserError("--lambda-source 0 --lambda-target 0: nothing is left to train on")
+    if args.lambda_source == 0:
+        refuse_idle("--lambda-source 0 leaves the source out", "beta", "jitter", "blur", "recolour")
+    if args.lambda_target == 0:
+        refuse_idle("--lambda-target 0 leaves the labels out", "target_loss", "mrkld", "lambda_entropy")
     if args.labels and args.rounds == 1:
         refuse_idle("the labels are given, and there is one round", "rule", "label_flip", "adapt_bn", "max_class_share",
                     "pseudo_labels", "percentile", "confidence", "portion")  # fmt: skip
@@ -75,7 +79,7 @@ def pseudo_labelled(
     summary is written last, so that labels of an interrupted pass are made again.
 
     No pass holds more than a batch; `pause` is called between two. Raises `UserError` when a picture cannot be read, a
-    label cannot be written, or one class has more than `max_class_share` of all labelled pixels.
+    label cannot be written, no pixel gets a label, or one class has more than `max_class_share` of all that do.
     """
     made_from = made_from | settings | {"size": list(data.size)}
     made_from |= {"pictures": [stamp(sample.image) for sample in data.samples]}
@@ -90,6 +94,9 @@ def pseudo_labelled(
     if is_there(home / "summary.json"):
         if _vouched_for(home, samples):
             print(f"pseudo-labels {home}: made earlier from the same network and settings, used again")
+            made = read_json(home / "summary.json")["classes"]
+            labelled_as = torch.tensor([made[name]["kept_pixels"] for name in data.classes.names])
+            _require_several_classes(data.classes.names, labelled_as, max_class_share)
             return labelled
         print(f"pseudo-labels {home}: not those that its summary vouches for; made again")
     model.eval()
@@ -173,8 +180,10 @@ def _write_label(path: Path, label: np.ndarray) -> str:
 
 
 def _require_several_classes(names: Sequence[str], labelled_as: Tensor, max_class_share: float) -> None:
-    """Raises `UserError` where one class has more than this share of the labelled pixels."""
-    share, largest = (labelled_as / labelled_as.sum().clamp(min=1)).max(dim=0)
+    """Raises `UserError` where no pixel is labelled, or one class has more than this share of those that are."""
+    if not labelled_as.any():
+        raise UserError("pseudo-labels: no pixel got a label; take another --labeller, or a less strict --rule")
+    share, largest = (labelled_as / labelled_as.sum()).max(dim=0)
     if float(share) > max_class_share:
         raise UserError(
             f"pseudo-labels: {100 * float(share):.0f}% of all labelled pixels are {names[largest]}, expected at most "
