@@ -39,19 +39,22 @@ from datasets.domains import (
     usual,
 )
 from datasets.labels import CITYSCAPES, Classes, Protocol, require_same_classes
+from datasets.mixed import MixedSet
 from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.evaluation import evaluate
+from training.flags import refuse_idle
 from training.gradients import PRECISIONS
 from training.neighbours import domain_mixing
+from training.provenance import fingerprint
 from training.resumption import FREE
 from training.saving import SavedPictures, require_new_json
 from utils.bar import tracked
 from utils.files import write_json
-from utils.flags import add_machine_flags, positive
+from utils.flags import add_machine_flags, positive, size
 from utils.tables import result_tables
 
 FIRST = (
@@ -73,6 +76,11 @@ def parse_args() -> argparse.Namespace:
     add_roots(data, SOURCES, "evaluate on a source, {title}: what the run held out of it, or all of it")
     add_choices(data, TARGETS | SOURCES, of_run=True)
     data.add_argument("--unlabelled", action="store_true", help="only predict; needs no labels")
+    data.add_argument(
+        "--size", type=size, metavar="WxH",
+        help="working size of the pictures (default: the run's, of its target or its source; another set's pictures "
+        "may have another shape)",
+    )  # fmt: skip
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures (default: the run's limit)")
     parser.add_argument(
         "--mean", action=argparse.BooleanOptionalAction,
@@ -111,7 +119,10 @@ def parse_args() -> argparse.Namespace:
         help="fold batch normalisation and use torch.compile; pays for many pictures",
     )  # fmt: skip
     add_machine_flags(machine)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if sources_of(vars(args)) and args.neighbours is None:
+        refuse_idle("a source has no splits", "split")
+    return args
 
 
 def main() -> None:
@@ -135,7 +146,8 @@ def main() -> None:
         model = build_from_checkpoint(checkpoint, path).to(args.device)
         configs.append(checkpoint["config"])
         protocols.append(protocol_of(run))  # of the source that it learnt from, whatever it is evaluated on
-        data = _data(args, run, path)
+        data = _data(args, checkpoint["config"], run, path)
+        read = {part.name: fingerprint(part) for part in data.parts}
         sets.append(data)
         known = known or (str(path), classes)
         require_same_classes(*known, str(path), classes)
@@ -148,6 +160,11 @@ def main() -> None:
                 f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
                 f"different pictures do not compare; name the data with {roots(TARGETS | SOURCES)}, and --limit"
             )
+        if any(fingerprint(part)["labels"] != read[part.name]["labels"] for part in sets[0].parts):
+            raise UserError(
+                f"{path} reads the labels of {data.name} in another way than {args.checkpoints[0]} (its classes, its "
+                "encoding or its mapping), and figures by different labels do not compare"
+            )
         if args.adapt_bn:
             used = _adapt(model, args, run)
             name += " + AdaBN"
@@ -159,7 +176,7 @@ def main() -> None:
         metrics = _evaluate(args, model, data, classes, protocols[-1], name, pictures)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
-                       | {"precision": args.precision}
+                       | {"precision": args.precision, "read": read}
                        | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | mixed | metrics)  # fmt: skip
     if args.mean is None and len(models) > 1 and not _bands_of_one(configs):
         print("no mean of the networks: they are no bands of one FDA experiment; ask for it with --mean")
@@ -170,7 +187,7 @@ def main() -> None:
             metrics = _evaluate(args, mean, data, classes, shared, name, pictures)
             named.append((name, metrics))
             records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
-                           | {"adapt_bn": args.adapt_bn, "precision": args.precision}
+                           | {"adapt_bn": args.adapt_bn, "precision": args.precision, "read": read}
                            | {"step": None, "epoch": None} | metrics)  # fmt: skip
         else:
             print("no mean of the networks: they were trained at different working sizes")
@@ -227,22 +244,36 @@ def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     given |= {name: own[name] for name in chosen_values() if own.get(name) is not None}
     if sources_of(given) and not _had_source(run):
         given["source_size"] = SOURCES[sources_of(given)[0]].size
+    if args.size is not None:
+        given |= {"size": args.size, "source_size": args.size}
     return given if target_of(own) is None else given | {key: own[key] for key in TARGETS}
 
 
-def _data(args: argparse.Namespace, run: dict[str, Any], path: Path) -> SegmentationSet:
-    """The set to evaluate on, at the working size of the run, checked."""
+def _data(
+    args: argparse.Namespace, config: dict[str, Any], run: dict[str, Any], path: Path
+) -> SegmentationSet | MixedSet:
+    """The set to evaluate on, at the working size of the run, checked. Of the run's own source, what it held out."""
     given = _given(args, run)
     sources = sources_of(given)
+    others = [key for key in sources or [target_of(given)] if run.get(key) is None]
+    if others and args.size is None and (_had_source(run) or not sources):
+        width, height = given["source_size" if sources else "size"]
+        title = (SOURCES | TARGETS)[others[0]].title
+        print(f"note: {path} was not trained on {title}; it is read at {width}x{height}, or as --size says")
     if not sources or args.neighbours is not None:
         data = open_target(given, args.split, labelled=not args.unlabelled)
     else:
         if not _had_source(run):
             title = SOURCES[sources[0]].title
             print(f"note: {path} had no source; {title} is read as training does without further flags")
-        data = open_source(given, labelled=not args.unlabelled)
-        rest, held_out = data.hold_out(run["source_holdout"] if {*sources} & {*sources_of(run)} else 0)
-        data = held_out or rest
+        own = bool({*sources} & {*sources_of(run)})  # of which the run's --limit came before what it held out
+        data = open_source(given | ({"limit": run.get("limit")} if own else {}), labelled=not args.unlabelled)
+        rest, held_out = data.hold_out(run["source_holdout"] if own else 0)
+        trained_on = {name: found["names"] for name, found in config.get("data", {}).items()}
+        if held_out is not None and any(fingerprint(p)["names"] != trained_on.get(p.name) for p in rest.parts):
+            print(f"note: {path} was trained on other pictures than these of {data.name}; all of them are evaluated")
+            held_out, rest = None, data
+        data = (held_out or rest).limited(args.limit)
     print(check(data))
     return data
 
@@ -261,7 +292,7 @@ def _mixing(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], nam
 
 def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any]) -> int:
     """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
-    data = open_target(_given(args, run), "train", labelled=False)
+    data = open_target(_given(args, run), "train", labelled=False, listed=target_of(vars(args)) is None)
     return adapt_to(model, data, run["batch_size"], args.workers, args.device)
 
 

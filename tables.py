@@ -41,7 +41,7 @@ from reporting.costs import networks
 from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
 from training.intra_domain import SHARE
 from training.progress import Progress
-from utils.files import read_json, write_json
+from utils.files import is_there, read_json, write_json
 from utils.flags import add_machine_flags, positive, size, whole
 from utils.tables import counted, duration, markdown
 
@@ -98,6 +98,8 @@ METHODS = {
 """Each once, self-training for one round; its variants are in docs/recipes.md."""
 ROWS = {"assignment": ASSIGNMENT, "report": REPORT, "all": ASSIGNMENT | METHODS | REPORT}
 
+RECORD = "tables.json"
+"""Below --out: the data and the flags that its rows were made with."""
 BYTES = 4 + 2 * 8
 """That a run keeps for each parameter: the best checkpoint, and the last two with the optimizer."""
 
@@ -129,12 +131,15 @@ def main() -> None:
     target, source = command_line(TARGETS, vars(args)), command_line(SOURCES, vars(args))
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
     plan = Plan(ROWS[args.rows], args.out, [*target, *more], source, machine)
-    keep_apart(args.out, {"data": [*target, *source], "flags": more})
+    made = {"data": [*target, *source], "flags": more}
+    require_same(args.out, made)
     todo = [(name, seed) for seed in args.seeds for name in plan.rows]
     steps = Steps(args, more)
     show(plan, todo, steps)
     if args.plan:
         return
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / RECORD, made)
     timing = Timing(plan, todo, steps)
     for name, seed in todo:
         plan.run(name, seed, timing.of(name))
@@ -142,19 +147,21 @@ def main() -> None:
     if not costs.exists():
         timed = [*dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains), "discriminator"]
         call(["measure_flops.py", "--only", *timed, "--json", str(costs), "--device", str(args.device)])
-    made = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
+    found = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
             ((name, seed, plan.directory(name, seed)) for name, seed in todo)]  # fmt: skip
-    call(["report.py", *map(str, made), str(costs), "--out", str(args.out / "report"), "--device", str(args.device)])
+    call(["report.py", *map(str, found), str(costs), "--out", str(args.out / "report"), "--device", str(args.device)])
 
 
-def keep_apart(out: Path, made: dict[str, list[str]]) -> None:
+def require_same(out: Path, made: dict[str, list[str]]) -> None:
     """Raises `UserError` where `out` holds rows of other data or flags: they would not belong in one table."""
-    record = out / "tables.json"
-    if not record.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(record, made)
-    elif (before := read_json(record)) != made:
+    if not is_there(out / RECORD) or not [*out.glob("*/config.json"), *out.glob("evaluations/*.json")]:
+        return
+    try:
+        before = read_json(out / RECORD)
         words = " ".join(str(word) for words in before.values() for word in words)
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(f"{out / RECORD}: damaged; name another --out") from None
+    if before != made:
         raise UserError(f"{out} has rows made with {words}; give the same data and flags, or name another --out")
 
 
@@ -221,7 +228,8 @@ def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:
             kept += BYTES * parameters(steps.network(row)) / 1e9
     print(markdown(("row", "seed", "script", "length", "state"), rows))
     prepared = steps.prepared_gigabytes(steps.flags(Row(SOURCE_ONLY)))
-    free = shutil.disk_usage(plan.out).free / 1e9
+    there = next(folder for folder in (plan.out, *plan.out.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / 1e9
     print(
         f"\nDisk: {kept:.1f} GB of checkpoints in {plan.out} ({free:.0f} GB free there), and at most {prepared:.1f} GB "
         "of prepared pictures beside the data. An estimate of the time follows after a hundred steps.",

@@ -138,8 +138,9 @@ def boundary_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def boundary_aware_loss(logits: Tensor, boundary: Tensor, labels: Tensor) -> Tensor:
-    """PIDNet's l_3: `hard_pixels` where the boundary logits [B, 1, H, W] are surer than 0.8 of a boundary. As for OHEM,
-    each part of a batch is taken by itself."""
+    """PIDNet's l_3: `hard_pixels` where the boundary logits [B, 1, H, W] are surer than 0.8 of a boundary. Each
+    part of a batch is taken by itself, and counts like any other, however few such pixels it has: what later parts hold
+    is not known yet."""
     near = torch.sigmoid(boundary.detach()[:, 0]) > 0.8
     return hard_pixels(logits, torch.where(near, labels, torch.full_like(labels, IGNORE)))
 

@@ -286,32 +286,48 @@ def keep_cell(args: argparse.Namespace, plan: Plan, name: str, seed: int) -> Non
         return
     for needed in plan.rows[name].needs:
         keep_cell(args, plan, needed, seed)
-    made = {"row": name, "seed": seed, "commit": commit(), "device": device_name(args.device)}
     figures = plan.run(name, seed)
     trained = name if plan.rows[name].trains else plan.rows[name].needs[0]
-    made["data"] = read_json(plan.directory(trained, seed) / "config.json")["data"]
-    require_same_data(args, made["data"], plan.directory(trained, seed))
+    config = read_json(plan.directory(trained, seed) / "config.json")
+    require_same_run(args, config, plan.directory(trained, seed))
+    made = {"row": name, "seed": seed, "data": args.data}
+    made |= {"commit": commit(), "device": device_name(args.device)}
+    made |= {key: config[key] for key in ("commit", "device")} if plan.rows[name].trains else {}
     kept = {key: figures[key] for key in FIGURES} | {"oracle": (figures.get("oracle") or {}).get("miou")}
     if plan.rows[name].script == SELF:
         kept["labels_kept"] = shares_kept(plan.directory(name, seed))
     write_json(cell_file(args, name, seed), settings(args) | made | kept)
 
 
-def data_named(args: argparse.Namespace) -> dict[str, Any]:
-    """What stands for the labelled sets that every run reads, the source and val, as a run's config.json has it."""
+def data_named(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What stands for the labelled sets that every run reads, the source and val: as a run's config.json has it, and
+    the size of the pictures' files, since two sets may have the same names."""
     given = vars(args) | {"source_size": args.size}
     parts = [*open_source(given).parts, *open_target(given, "val").parts]
-    return {part.name: fingerprint(part) for part in parts}
+    sizes = {part.name: sum(sample.image.stat().st_size for sample in part.samples) for part in parts}
+    return {part.name: fingerprint(part) | {"bytes": sizes[part.name]} for part in parts}
 
 
-def require_same_data(args: argparse.Namespace, data: dict[str, Any], path: Path) -> None:
+def require_same_data(args: argparse.Namespace, data: dict[str, dict[str, Any]], path: Path) -> None:
     """Raises `UserError` where a run or a cell at `path` read another set of a name than this command or, with
     --no-run, than the cells before it."""
     for name, found in data.items():
-        if name.endswith(" train"):  # with labels for the upper bound, without for the others
-            continue
-        if args.data.setdefault(name, found) != found:
+        known = args.data.setdefault(name, found) if args.no_run else args.data.get(name, found)
+        if any(known[key] != found[key] for key in known.keys() & found.keys()):
             raise UserError(f"{path} was made from other pictures or labels of {name}; name another --out and --cells")
+
+
+def require_same_run(args: argparse.Namespace, config: dict[str, Any], directory: Path) -> None:
+    """Raises `UserError` where the run that was found in `directory` is not as this command would make it."""
+    require_same_data(args, {name: found for name, found in config["data"].items() if name in args.data}, directory)
+    ran = config["arguments"]
+    found = {"size": ran["size"], "batch_size": ran["batch_size"], "steps": ran["max_steps"]}
+    found |= {key: ran[key] for key in ("precision", "model", "backbone")}
+    named = {key: getattr(args, key) for key in (*SOURCES, *TARGETS) if getattr(args, key) is not None}
+    elsewhere = [ran[key] for key in named if ran.get(key) and Path(ran[key]).resolve() != named[key].resolve()]
+    if found != settings(args) or elsewhere:
+        of = f"on {elsewhere[0]}" if elsewhere else f"at other settings than {settings(args)}"
+        raise UserError(f"{directory} was trained {of}; name another --out")
 
 
 def shares_kept(directory: Path) -> dict[str, float | None]:

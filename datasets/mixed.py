@@ -80,3 +80,7 @@ class MixedSet(Dataset):
         """(the rest, the held-out share of each part; None for a share of 0)."""
         kept, held = zip(*(part.hold_out(share) for part in self.parts), strict=True)
         return MixedSet(kept), None if None in held else MixedSet(held)
+
+    def limited(self, limit: int | None) -> MixedSet:
+        """At most `limit` pictures of each part, as --limit takes them."""
+        return MixedSet(tuple(part.limited(limit) for part in self.parts))

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from .files import read_image, read_label
 from .geometry import resize_image, resize_label
 from .labels import Classes, LabelTable, require_same_classes
-from .pairs import Sample, split_off
+from .pairs import Sample, limited, split_off
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class SegmentationSet(Dataset):
         files = replace(self, images=None, labels=None)  # arrays hold all samples
         held_out = replace(files, name=f"{self.name} held out", samples=held) if held else None
         return replace(files, samples=kept), held_out
+
+    def limited(self, limit: int | None) -> SegmentationSet:
+        """At most `limit` of its pictures, as --limit takes them."""
+        return replace(self, images=None, labels=None, samples=limited(self.samples, limit))
 
 
 def shared_classes(*sets: SegmentationSet) -> Classes:

@@ -223,7 +223,8 @@ class PIDNet(Segmenter):
 
     title = "PIDNet"
     backbones = {"s": "S", "m": "M", "l": "L"}
-    # Section 4.2 and the authors' configuration, but for the size of the crops.
+    # Section 4.2 and the authors' configuration, but for the size of the crops and their class weights for Cityscapes
+    # (0.84 to 1.15).
     settings = {
         "paper": Settings(
             12, 1e-2, 5e-4, aux_weight=0.4, flip=0.5, scales=tuple(n / 10 for n in range(5, 22)), loss="pidnet"

@@ -105,7 +105,7 @@ def network(e: Experiment, device: torch.device) -> nn.Module:
     for path in run.checkpoints:
         model = build_from_checkpoint(load_checkpoint(path), path).to(device)
         if run.adapt_bn:
-            data = open_target(e.settings, "train", labelled=False)
+            data = open_target(e.settings, "train", labelled=False, listed=True)
             if device.type == "cpu" and len(data) > ADABN_PICTURES:
                 raise UserError(f"AdaBN on {len(data)} pictures takes long on a CPU; --device cuda shows it")
             adapt_to(model, data, e.settings["batch_size"], 0, device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.domains import target_of
+from datasets.domains import sources_of, target_of
 from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
 from training.resumption import arguments_of
@@ -41,6 +41,7 @@ BESIDE = {
     "max_bad_share",
     "labeller",
     "labeller_sha256",
+    "init",
     "intra",
     "intra_sha256",
     "recipe",
@@ -85,7 +86,8 @@ class Measured:
     @property
     def key(self) -> str:
         """Equal for the runs of one experiment; runs that go on are one of their own."""
-        return json.dumps([self.settings, self.adapt_bn, self.members, self.target is None], sort_keys=True)
+        read = [self.config.get("data"), self.config["total_steps"]]
+        return json.dumps([self.settings, read, self.adapt_bn, self.members, self.target is None], sort_keys=True)
 
 
 @dataclass
@@ -120,8 +122,9 @@ class Experiment:
 
     @property
     def of_assignment(self) -> bool:
-        """Whether it may fill a row of the assignment, or of the student report, which know one source, GTA5."""
-        return self.plain and not self.means
+        """Whether it may fill a row of the assignment, or of the student report, which know GTA5 and Cityscapes."""
+        known = sources_of(self.settings) in ([], ["gta5"]) and target_of(self.settings) == "cityscapes"
+        return self.plain and not self.means and known and self.runs[0].config["arguments"].get("intra") is None
 
     def figure(self, part: str, name: str) -> list[float]:
         """Per cent of each run that has it. part: target, oracle or source; name: accuracy, a mean, or a class."""
@@ -223,6 +226,10 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
     if not (config_is_sane(config) and history_is_sane(history)):
         raise ValueError("it cannot be shown")
     settings = {key: value for key, value in config["arguments"].items() if key not in BESIDE}
+    if (start := config["arguments"].get("init")) is not None:  # earlier runs do not say how it was trained
+        settings["init_method"] = settings.get("init_method") or start
+    if config.get("changes"):
+        settings["changes"] = "; ".join(config["changes"])
     if settings.get("teacher_checkpoint") is not None:
         settings["teacher_checkpoint"] = "a run"  # of its own for each seed, as labellers are
     if settings.get("labels") is not None:
@@ -263,6 +270,13 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
         return note(f"{where}: its run cannot be read ({error})")
     if any(run.target["pictures"] != record["pictures"] for run in runs):
         return note(f"{where}: measured on other pictures than its run")
+    read = record.get("read", {})
+    if any(run.config["data"].get(name) != found for run in runs for name, found in read.items()):
+        return note(f"{where}: measured on other pictures than its run, or by labels read in another way")
+    if not several and record["step"] != runs[0].target["step"]:
+        return note(f"{where}: of step {record['step']}, and its run went on to step {runs[0].target['step']}")
+    if record.get("precision", "fp32") != "fp32":
+        return note(f"{where}: measured in {record['precision']}, where runs measure themselves in fp32")
     target = {key: record[key] for key in (*TARGET, *means_in([record]))}
     square = confusion_is_sane(record.get("confusion"), len(target["iou"]))
     if not (figures_are_sane(target, runs[0].target["iou"]) and square and isinstance(record["name"], str)):
@@ -282,8 +296,10 @@ def experiments(runs: Sequence[Measured]) -> list[Experiment]:
     for run in runs:
         groups.setdefault(run.key, Experiment()).runs.append(run)
     found = list(groups.values())
-    for experiment, label in zip(found, told_apart(found, lambda e: e.method), strict=True):
-        experiment.label = label
+    labels = told_apart(found, lambda e: e.method)
+    for place, (experiment, label) in enumerate(zip(found, labels, strict=True)):
+        before = labels[:place].count(label)  # what differs has no name: other pictures of one set's name, for example
+        experiment.label = f"{label} ({before + 1})" if before else label
     return found
 
 

@@ -45,7 +45,8 @@ def counted_networks(experiments: Sequence[Experiment]) -> list[str]:
 
 def upper_bound_on(model: str, backbone: str) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
-        return e.plain and e.script == "train_cityscapes" and (e.settings["model"], e.settings["backbone"]) == wanted
+        network = (e.settings["model"], e.settings["backbone"])
+        return e.of_assignment and e.script == "train_cityscapes" and network == wanted
 
     wanted = (model, backbone)
     return fits

@@ -165,6 +165,10 @@ def test_adaptation_runs_what_is_missing_once(script, city, game, tmp_path):
     assert "was made from other pictures or labels of GTA5" in one_line_error(other)
     elsewhere = script(*command, "--gta5", fewer, "--cells", tmp_path / "elsewhere")  # a run that is done is no excuse
     assert "source-only-seed3 was made from other pictures" in one_line_error(elsewhere)
+    longer = script(*command, "--steps", 2, "--cells", tmp_path / "elsewhere")
+    assert "source-only-seed3 was trained at other settings than" in one_line_error(longer)
+    moved = ("--gta5", write_gta5(tmp_path / "moved"), "--cells", tmp_path / "elsewhere")
+    assert f"was trained on {game}" in one_line_error(script(*command, *moved))
     assert not list((tmp_path / "elsewhere").glob("*.json"))
     other = script(*command, "--split", "train")  # the same networks
     assert [line.split()[2] for line in other.out.splitlines() if line.startswith("$")] == ["eval.py"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import one_line_error, source_only, upper, write_cityscapes
+from conftest import one_line_error, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
 
 from adaptation.adabn import adapt_batch_norm
@@ -70,6 +70,35 @@ def test_source_only_evaluates_the_target_and_what_it_held_out(script, game, cit
     assert again.status == 0, again.err
     (measured,) = json.loads(figures.read_text())["evaluations"]
     assert measured["iou"] == result["source"]["iou"]
+    common = ("eval", run_dir / "checkpoint_last.pt", "--json", figures, "--force", "--workers", 0, "--device", "cpu")
+    fewer = script(*common, "--gta5", game, "--limit", 1)  # of those that were held out
+    assert "GTA5 held out: 1 picture" in fewer.out
+    other = write_gta5(tmp_path / "other", count=8)
+    said = script(*common, "--gta5", other).out
+    assert "was trained on other pictures than these of GTA5; all of them are evaluated" in said
+    assert "GTA5: 8 pictures" in said
+    assert "--split does nothing here: a source has no splits" in one_line_error(
+        script(*common, "--gta5", game, "--split", "val")
+    )
+
+
+def test_eval_reads_another_size_on_request_and_says_when_a_set_is_not_the_runs(script, city, trained, tmp_path):
+    figures = ("--json", tmp_path / "figures.json", "--force", "--workers", 0, "--device", "cpu")
+    plain = script("eval", trained, *figures)
+    assert "note" not in plain.out
+    whole = json.loads((tmp_path / "figures.json").read_text())["evaluations"][0]
+    small = script("eval", trained, *figures, "--size", "96x64")
+    assert small.status == 0, small.err
+    assert json.loads((tmp_path / "figures.json").read_text())["evaluations"][0]["iou"] != whole["iou"]
+    assert whole["read"]["Cityscapes val"]["pictures"] == 2
+
+
+def test_adabn_sees_the_pictures_that_the_run_may_see(script, city, tmp_path):
+    names = sorted(path.name.removesuffix("_leftImg8bit.png") for path in (city / "leftImg8bit/train").rglob("*.png"))
+    (tmp_path / "list").write_text("\n".join(names[:2]))
+    assert script(*upper(city, tmp_path / "run", "--max-steps", 1, "--cityscapes-list", tmp_path / "list")).status == 0
+    done = script("eval", tmp_path / "run", "--adapt-bn", "--workers", 0, "--device", "cpu")
+    assert "re-estimated on 2 pictures" in done.out, done.err
 
 
 def test_eval_saves_pictures_and_ids(script, city, trained, tmp_path):

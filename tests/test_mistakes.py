@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ids, one_line_error, source_only, upper, write_cityscapes, write_gta5
+from conftest import SMALL, SOURCE, ids, one_line_error, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
 
 from training.checkpoint import save_checkpoint
@@ -193,6 +193,8 @@ def test_the_check_runs_alone(script, city, game):
         ("train_fda --translation lab --beta 0.05", "--beta does nothing here: --translation lab has no band"),
         ("train_fda --lambda-entropy 0 --eta 1", "--eta does nothing here: --lambda-entropy is 0"),
         ("train_fda --lambda-entropy 0 --entropy-from 9", "--entropy-from does nothing here: --lambda-entropy is 0"),
+        ("train_gta5 --model lraspp --aux-weight 1", "--aux-weight does nothing here: LR-ASPP has no auxiliary losses"),
+        ("train_gta5 --model deeplabv2 --aux-weight 1", "--aux-weight does nothing here: DeepLabV2 has no auxiliary"),
         ("train_gta5 --synthia-list x", "--synthia-list does nothing here: --synthia is not named"),
         ("train_gta5 --camvid-list x", "--camvid-list does nothing here: --camvid is not named"),
         ("train_gta5 --camvid-classes camvid11", "--camvid-classes does nothing here: it takes --camvid or"),
@@ -213,3 +215,21 @@ def test_a_flag_that_would_do_nothing_is_refused(script, game, city, tmp_path, c
     found = one_line_error(script(name, "--gta5", game, "--cityscapes", city, "--run-dir", tmp_path / "never", *flags))
     assert said in found
     assert not (tmp_path / "never").exists()
+
+
+def test_several_bands_do_not_begin_below_a_run_of_one(script, game, city, tmp_path):
+    common = ("--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--max-steps", 1, "--run-dir", tmp_path / "run")
+    assert script("train_fda", *common, "--beta", 0.05).status == 0
+    for more in ((), ("--resume",)):
+        found = one_line_error(script("train_fda", *common, "--beta", 0.05, 0.1, *more))
+        assert "holds one run, and this command makes 2 of them in folders of their own" in found
+    assert not list((tmp_path / "run").glob("beta-*"))
+
+
+def test_a_place_that_cannot_be_used_is_one_line(script, city, game, tmp_path):
+    long = "x" * 300
+    assert "File name too long" in one_line_error(script("eval", tmp_path / long))
+    assert "File name too long" in one_line_error(script("train_gta5", "--gta5", tmp_path / long, "--cityscapes", "C"))
+    (tmp_path / "file").touch()
+    below = script("tables", "--gta5", game, "--cityscapes", city, "--out", tmp_path / "file/tables")
+    assert "Not a directory" in one_line_error(below)

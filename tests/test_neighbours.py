@@ -77,7 +77,7 @@ def test_eval_says_it_of_the_named_source_and_the_targets_split(script, run, tmp
 
 
 def test_a_run_that_read_no_source_reads_one_at_the_sources_own_size():
-    args = Namespace(**arguments() | {"gta5": Path("G"), "limit": None})
+    args = Namespace(**arguments() | {"gta5": Path("G"), "limit": None, "size": None})
     run = arguments() | {"cityscapes": "C", "source_holdout": 0.0, "source_size": (64, 32)}
     assert _given(args, run | {"gta5": "G"})["source_size"] == (64, 32)
     assert _given(args, run | {"intra": "r/advent"})["source_size"] == (1280, 720)

@@ -28,9 +28,9 @@ from reporting.documents import Drawn, html_document, markdown_document
 from reporting.figures import MAIN, charts, series
 from reporting.manifest import OwnFolder
 from reporting.published import PER_CLASS
-from reporting.results import experiments, find_runs, read_run
+from reporting.results import experiments, find_runs, read_evaluations, read_run
 from reporting.student_tables import student_tables
-from reporting.tables import OTHERS, assignment_tables, cost_table
+from reporting.tables import OTHERS, adversarial_with, assignment_tables, cost_table
 from training.board import WIDTH, dense, pictured
 from training.methods import method_name, started_from
 from utils.errors import UserError
@@ -443,6 +443,56 @@ def test_labels_of_networks_that_were_trained_otherwise_make_another_experiment(
     assert "FDA, beta 0.01" in found[1].label
 
 
+def test_seeds_that_start_from_networks_of_their_own_are_one_experiment(copied):
+    made = [copied("source-0", name) for name in "abcde"]
+    starts = [("fda-0", "FDA, beta 0.01"), ("fda-1", "FDA, beta 0.01"), ("so-0", "source only")]
+    starts += [("x", None), ("y", None)]
+    for run, (start, method) in zip(made, starts, strict=True):
+        config = json.loads((run / "config.json").read_text())
+        config["arguments"] |= {"init": f"{start}/checkpoint_last.pt", "init_method": method}
+        (run / "config.json").write_text(json.dumps(config))
+    found = experiments([read_run(path) for path in made])
+    assert [len(one.runs) for one in found] == [2, 1, 1, 1]  # of earlier runs nobody knows
+    assert found[0].label.startswith("source only + init FDA, beta 0.01")
+    assert len({one.label for one in found}) == 4
+
+
+def test_runs_of_other_data_or_that_were_changed_midway_are_no_seeds_of_one_experiment(copied):
+    made = [copied("source-0", name) for name in "abcd"]
+    others = ({}, {"data": {}}, {"changes": ["--lr was 0.5, is 0.01"]}, {"total_steps": 7})
+    for run, change in zip(made, others, strict=True):
+        config = json.loads((run / "config.json").read_text()) | change
+        (run / "config.json").write_text(json.dumps(config))
+    found = experiments([read_run(path) for path in made])
+    assert [len(one.runs) for one in found] == [1, 1, 1, 1]
+    assert "changes=--lr was 0.5, is 0.01" in found[2].label
+    assert len({one.label for one in found}) == 4
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"step": 1}, "of step 1, and its run went on to step"), ({"precision": "bf16"}, "measured in bf16"),
+    ({"read": {"Cityscapes val": {"pictures": 2}}}, "by labels read in another way"),
+])  # fmt: skip
+def test_figures_of_adabn_that_are_not_of_the_finished_run_are_left_out(runs, tmp_path, change, said):
+    record = json.loads((runs / "adabn.json").read_text())["evaluations"][0]
+    notes = []
+    for more, number in (({}, 1), (change, 0)):
+        (tmp_path / "figures.json").write_text(json.dumps({"evaluations": [record | more]}))
+        assert len(read_evaluations(tmp_path / "figures.json", notes.append)) == number
+    assert said in notes[0]
+
+
+def test_rows_of_the_assignment_take_its_data_alone(copied):
+    other = {"gta5": None, "camvid_day": "D"}, {"cityscapes": None, "camvid": "D"}, {"intra": "lab/checkpoint_last.pt"}
+    for number, change in enumerate(({}, *other)):
+        run = copied("adversarial", f"run-{number}")
+        config = json.loads((run / "config.json").read_text())
+        config["arguments"] |= change
+        (run / "config.json").write_text(json.dumps(config))
+        (found,) = experiments([read_run(run)])
+        assert adversarial_with("standard")(found) == (change == {})
+
+
 def test_report_groups_seeds_and_tells_settings_apart(script, copied):
     again = copied("source-0", "flipped")
     config = json.loads((again / "config.json").read_text())
@@ -722,7 +772,7 @@ def test_help_of_every_script_has_groups_and_an_example(script):
 def test_every_recipe_is_a_command_that_its_script_takes(script, monkeypatch, tmp_path):
     text = (Path(__file__).resolve().parent.parent / "docs/recipes.md").read_text()
     commands = [line for line in re.findall(r"`python ([^`]*)`", text) if "--cityscapes" in line]
-    assert len(commands) == 12
+    assert len(commands) == 13
     more = [line.replace("`", "") for line in re.findall(r"`(--[^`]*)`", text) if "--run-dir runs" in line]
     source = next(line for line in commands if line.startswith("train_gta5"))
     adversarial = next(line for line in commands if line.startswith("train_adversarial"))

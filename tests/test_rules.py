@@ -244,16 +244,16 @@ def command(game, city, trained):
 @pytest.mark.slow
 def test_the_portion_grows_over_the_rounds_and_stops(script, command, tmp_path) -> None:
     flags = ("--rule", "cbst", "--rounds", 4, "--portion-max", 0.32, "--label-flip")
-    done = script(*command(tmp_path / "run", *flags))
+    done = script(*command(tmp_path / "mine", *flags))
     assert done.status == 0, done.err
     found = []
     for number in range(1, 5):
-        (summary,) = (tmp_path / f"run/round-{number}/pseudo-labels").glob("*/summary.json")
+        (summary,) = (tmp_path / f"mine/round-{number}/pseudo-labels").glob("*/summary.json")
         made_from = json.loads(summary.read_text())["made_from"]
         assert (made_from["rule"], made_from["label_flip"]) == ("cbst", True)
         found.append(made_from["portion"])
     assert found == pytest.approx([0.2, 0.25, 0.3, 0.32])
-    again = script(*command(tmp_path / "run", *flags, "--resume"))
+    again = script(*command(tmp_path / "mine", *flags, "--resume"))
     assert again.status == 0, again.err
     assert again.out.count("used again") == 4
 
@@ -263,8 +263,8 @@ def test_rounds_go_on_from_the_network_that_labels(script, command, tmp_path, tr
     started = []
     monkeypatch.setattr("training.run.start_from", lambda model, path, classes: started.append(path))
     flags = ("--rule", "cbst", "--rounds", 2)
-    assert script(*command(tmp_path / "run", *flags, "--continue")).status == 0
-    assert started == [trained, tmp_path / "run/round-1/checkpoint_last.pt"]
+    assert script(*command(tmp_path / "mine", *flags, "--continue")).status == 0
+    assert started == [trained, tmp_path / "mine/round-1/checkpoint_last.pt"]
     assert script(*command(tmp_path / "anew", *flags)).status == 0
     assert len(started) == 2
     wrong = ("--continue", "--init", trained)

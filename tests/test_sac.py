@@ -298,6 +298,7 @@ def test_teacher_and_student_start_from_init(script, game, city, tmp_path, train
     for name, _ in build_segmenter("tiny").named_parameters():
         torch.testing.assert_close(begun[name], held["weights"][name])  # an average of equals, rounded
         assert torch.equal(begun[name], held["training"]["student"][name])
+    assert held["config"]["arguments"]["init_method"] == "upper bound"
     assert not same(run("own", "--lr", 0)["weights"], held["weights"])
 
 

@@ -144,7 +144,8 @@ def test_published_ious_give_the_published_means():
     means = protocol_means(matrix, CITYSCAPES.names, SYNTHIA_PROTOCOL)
     assert round(100 * means["miou16"], 2) == 45.17
     assert round(100 * means["miou13"], 2) == 52.58
-    assert means.keys() == {"miou16", "miou13"}
+    assert means.keys() == {"miou16", "miou13", "miou16_classes", "miou13_classes"}
+    assert (means["miou16_classes"], means["miou13_classes"]) == (16, 13)
 
 
 def test_terrain_is_nobodys_false_positive_and_a_prediction_of_it_is_wrong():
@@ -161,7 +162,9 @@ def test_terrain_is_nobodys_false_positive_and_a_prediction_of_it_is_wrong():
     other = (0.8 + 60 / 200 + 0 + 0) / 4 * 4 / 3  # the mean of all, times all over counted
     assert matrix.miou() * 4 / 3 == pytest.approx(other)
     assert means["miou16"] > other + 0.05
-    assert protocol_means(ConfusionMatrix(19), CITYSCAPES.names, SYNTHIA_PROTOCOL) == {"miou16": None, "miou13": None}
+    assert (means["miou16_classes"], means["miou13_classes"]) == (3, 2)
+    nothing = {"miou16": None, "miou13": None, "miou16_classes": 0, "miou13_classes": 0}
+    assert protocol_means(ConfusionMatrix(19), CITYSCAPES.names, SYNTHIA_PROTOCOL) == nothing
     assert protocol_means(ConfusionMatrix(3), ("a", "b", "c"), SYNTHIA_PROTOCOL) == {}
 
 

@@ -49,6 +49,7 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
     assert re.search(r"adversarial +\| 0 +\| train_adversarial.py +\| 3 steps", planned.out)
     assert "GB of checkpoints" in planned.out
     assert scripts_run(planned.out) == []
+    assert not (tmp_path / "out").exists()
 
     first = script(*command, *more)
     assert first.status == 0, first.err

@@ -125,8 +125,13 @@ def _left_behind(path: Path) -> bool:
 def several_runs(args: argparse.Namespace, names: Sequence[str]) -> list[argparse.Namespace]:
     """For a script of several runs: the arguments of each. It stands in a folder of its name below --run-dir; one run
     alone stands at --run-dir itself. Raises `UserError`, before the first run, when a later one's directory is not
-    empty."""
+    empty, or when one alone stands at --run-dir."""
     places = [args.root] if len(names) == 1 else [args.root / name for name in names]
+    if len(names) > 1 and is_there(args.root / "config.json"):
+        raise UserError(
+            f"{args.root} holds one run, and this command makes {len(names)} of them in folders of their own below it; "
+            "name another --run-dir"
+        )
     for place in () if args.resume else places[1:]:
         if used(place):
             raise UserError(f"{place} is not empty; add --resume to continue its run, or name another --run-dir")

@@ -80,15 +80,17 @@ def evaluate(
 def protocol_means(
     matrix: ConfusionMatrix, class_names: tuple[str, ...], protocol: Protocol
 ) -> dict[str, float | None]:
-    """Name -> mean IoU (fraction, None without a labelled pixel) over the classes of it that occur in the labels.
-    Nothing where the network has not all of the protocol's classes."""
+    """Name -> mean IoU (fraction, None without a labelled pixel) over the classes of it that occur in the labels, and
+    name_classes -> how many they are. Nothing where the network has not all of the protocol's classes."""
     if not set(protocol.counted) <= set(class_names):
         return {}
     counted = matrix.of_labels([class_names.index(name) for name in protocol.counted])
-    return {
-        figure: _number(counted.miou([class_names.index(name) for name in names]))
-        for figure, names in protocol.means.items()
-    }
+    found = {}
+    for figure, names in protocol.means.items():
+        places = [class_names.index(name) for name in names]
+        found[figure] = _number(counted.miou(places))
+        found[f"{figure}_classes"] = int(counted.present()[places].sum())
+    return found
 
 
 def _number(value: float) -> float | None:

@@ -48,7 +48,7 @@ def started_from(settings: dict[str, Any]) -> str | None:
     round's labeller, where rounds continue one another."""
     moving = settings.get("teacher") == "moving"
     labeller = settings["labeller"][0] if settings.get("continue") else None
-    return settings["init"] or labeller or (settings.get("teacher_checkpoint") if moving else None)
+    return settings.get("init") or labeller or (settings.get("teacher_checkpoint") if moving else None)
 
 
 def in_short(value: Any) -> str:
@@ -79,7 +79,8 @@ def method_name(settings: dict[str, Any]) -> str:
     looks = [word for word in ("jitter", "blur") if settings.get(word)]
     plain = PLAIN | {"loss": plain_loss(settings)}
     plain |= {"level": "feature"} if settings.get("discriminator") == FADA else {}
-    others = [f"{key} {in_short(settings[key])}" for key, usual in plain.items() if settings.get(key, usual) != usual]
+    said = settings | {"init": settings.get("init_method") or settings.get("init")}
+    others = [f"{key} {in_short(said[key])}" for key, usual in plain.items() if said.get(key, usual) != usual]
     return " + ".join([kind, *looks, *others])
 
 

@@ -28,6 +28,8 @@ FREE = {
     "compile",
     "labeller",
     "labeller_method",
+    "round",
+    "init_method",
     "intra",
     "teacher_checkpoint",
     "teacher_method",

@@ -35,6 +35,7 @@ from datasets.rare_classes import RareClasses
 from datasets.segmentation import shared_classes
 from utils.distributed import first_then_others, from_each, highest, note_parts, rank, ranks
 from utils.errors import UserError
+from utils.files import is_there
 from utils.interruption import Interruption, Stop
 from utils.tables import counted
 
@@ -46,6 +47,7 @@ from .directory import DirectoryClaim
 from .evaluator import Evaluator
 from .gradients import Gradients, compiled
 from .journal import Journal, oracle
+from .methods import trained_as
 from .preparation import Preparation
 from .progress import Progress
 from .provenance import configuration
@@ -67,6 +69,7 @@ class Run:
         self._eval_every, self._checkpoint_minutes = args.eval_every, args.checkpoint_minutes
         self._init, self._compile, self._root = args.init, args.compile, args.root
         self.progress = Progress.planned(len(epoch_of), args.batch_size, args.epochs, args.max_steps)
+        args.init_method = None if args.init is None or not is_there(args.init) else trained_as(args.init)
         self.config = configuration(vars(args), self.progress, (epoch_of, *others), self.device)
         self.gradients = Gradients(args.precision, args.accumulate, self.device, self.log)
         self._bad = BadSamples(self.directory, args.max_bad_share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import gc
 import sys
 import traceback
@@ -81,6 +82,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+OF_PLACES = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EROFS}
+OF_PLACES |= {errno.ENOSPC, errno.ELOOP}
+"""Why a place that the user named cannot be read or written, which is theirs to mend."""
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130. Other
     errors are shown with where they were raised, and the status is 1.
@@ -105,6 +111,11 @@ def _run(main: Callable[[], None]) -> None:
         status, message = 130, "interrupted"
     except UserError as error:
         status, message = 2, f"error: {_who()}{error}"
+    except OSError as error:
+        if error.errno not in OF_PLACES or error.filename is None:
+            status, message = 1, traceback.format_exc().strip()
+        else:
+            status, message = 2, f"error: {_who()}{error.filename}: {error.strerror}"
     except torch.cuda.OutOfMemoryError:
         full = "the GPU's memory is full: a smaller --batch-size or --size, or a GPU that nothing else uses"
         status, message = 2, f"error: {_who()}{full}"

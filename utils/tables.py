@@ -90,7 +90,7 @@ def result_tables(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """The summary of several evaluations, and their IoU per class (%), one column an evaluation."""
     means = means_in(metrics for _, metrics in named)
     titles = (*SUMMARY, *(f"{mean_title(mean)} (%)" for mean in means))
-    more = [[percent(metrics.get(mean)) for mean in means] for _, metrics in named]
+    more = [[_of_part(metrics, mean) for mean in means] for _, metrics in named]
     summary = markdown(titles, [summary_row(*one) + own for one, own in zip(named, more, strict=True)])
     if means:
         summary += f"\n\n{OF_PART}"
@@ -98,6 +98,12 @@ def result_tables(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     rows = [[cls, *(percent(metrics["iou"][cls]) for _, metrics in named)] for cls in classes]
     rows.append(["mean", *(percent(metrics["miou"]) for _, metrics in named)])
     return summary + "\n\n" + markdown(["IoU (%)", *(name for name, _ in named)], rows)
+
+
+def _of_part(metrics: Mapping[str, Any], mean: str) -> str:
+    """A mean over a part of the classes, which says so where the labels have not all of them."""
+    wanted, found = int(mean.removeprefix("miou")), metrics.get(f"{mean}_classes")
+    return percent(metrics.get(mean)) + (f" ({found} classes)" if found not in (None, wanted) else "")
 
 
 PAGE, COLUMN, CELL = 96, 46, 22
