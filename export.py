@@ -120,7 +120,7 @@ def main() -> None:
         found = {file: compare(model, coarse, args.grid, file, data) for file in files}
         rows = [["the checkpoint", "-", "-", "-", miou(model, data)]]
         for file, (ids, logits) in found.items():
-            network = OnnxLogits(file.read_bytes(), file) if file.suffix == ".onnx" else None
+            network = OnnxLogits(file.read_bytes(), file, grid=args.grid) if file.suffix == ".onnx" else None
             rows.append([
                 file.name, f"{file.stat().st_size / 1e6:.1f}", f"{100 * ids:.2f}",
                 "-" if logits is None else f"{logits:.1e}", "-" if network is None else miou(network, data),

@@ -244,10 +244,12 @@ def written(model: Any, said: dict[str, Any]) -> bytes:
 
 class OnnxLogits(nn.Module):
     """Pictures in [0, 1], [B, 3, H, W] -> logits [B, C, H, W] of an exported file, as the network gives them, for
-    checks and evaluation. A file of fixed size is given its pictures one by one."""
+    checks and evaluation. A file of fixed size is given its pictures one by one. grid: as coarse as ids at 1/grid of
+    the sides are, each for grid x grid pixels; 1 for the logits that these are chosen from."""
 
-    def __init__(self, content: bytes, path: Path, threads: int | None = None) -> None:
+    def __init__(self, content: bytes, path: Path, threads: int | None = None, grid: int = 1) -> None:
         super().__init__()
+        self.grid = grid
         onnx = package("onnx")
         model = onnx.load_from_string(content)
         (first,) = (node for node in model.graph.node if node.name == TAIL[0])
@@ -257,7 +259,13 @@ class OnnxLogits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = np.ascontiguousarray((images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         found = [self.session.run([self.logits], {"pixels": one[None]})[0] for one in pixels]
-        return enlarged(torch.from_numpy(np.concatenate(found)).to(images.device), images.shape[-2:])
+        sides = images.shape[-2:]
+        logits = torch.from_numpy(np.concatenate(found)).to(images.device)
+        logits = enlarged(logits, tuple((side + self.grid - 1) // self.grid for side in sides))
+        if self.grid == 1:
+            return logits
+        blocks = logits.repeat_interleave(self.grid, -2).repeat_interleave(self.grid, -1)
+        return blocks[..., : sides[0], : sides[1]]
 
 
 # Whole numbers

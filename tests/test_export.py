@@ -23,6 +23,7 @@ from models.runtime import OnnxNetwork, package, seal
 from training.checkpoint import build_from_checkpoint, load_checkpoint, trained_with
 from training.exported import compare
 from utils.errors import UserError
+from utils.metrics import ConfusionMatrix
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -199,8 +200,18 @@ def test_mean_iou_stands_beside_where_there_are_labels(script, trained, tmp_path
     assert "compared on Cityscapes val" in done.out
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in done.out.splitlines() if "|" in line}
     expected = json.loads((trained.parent / "result.json").read_text())["miou"]
-    for name in ("the checkpoint", "network.onnx"):
-        assert float(rows[name][-1]) == pytest.approx(100 * expected, abs=0.06)
+    assert float(rows["the checkpoint"][-1]) == pytest.approx(100 * expected, abs=0.06)
+    network, matrix = OnnxNetwork(tmp_path / "out/network.onnx"), ConfusionMatrix(19)
+    data = cityscapes(city, "val", (48, 32))
+    for index in range(len(data)):
+        ids = network(data.image(index).permute(1, 2, 0)[None].contiguous().numpy())
+        assert (ids[:, ::2, ::2] == ids[:, 1::2, 1::2]).all()  # each stands for 2x2 pixels
+        matrix.update(torch.from_numpy(ids).long(), data.label(index)[None])
+    assert float(rows["network.onnx"][-1]) == pytest.approx(100 * float(matrix.miou()), abs=0.06)
+    file, image = tmp_path / "out/network.onnx", data.image(len(data) - 1)[None] / 255
+    fine, coarse = (OnnxLogits(file.read_bytes(), file, 1, grid)(image).argmax(1).numpy() for grid in (1, 2))
+    assert (coarse == ids).mean() > 0.999
+    assert (fine != ids).any()
     assert float(rows["network-int8.onnx"][-1]) >= 0
     assert OnnxNetwork(tmp_path / "out/network.onnx").grid == 2
     for file in (tmp_path / "out").glob("*.onnx"):
