@@ -137,6 +137,8 @@ ROWS = {
     "DACS, weighted loss, decay 0.95, confidence 0.8": Row(DACS, (*SHORT[2:], "--loss", "weighted")),
     "DACS + FDA, weighted loss, confidence 0.8": Row(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
     "DACS, recipe best": Row(DACS, ("--recipe", "best")),
+    # No pixel is surer than 1: source pixels on the target's pictures, whose own pixels teach nothing.
+    "DACS, recipe best, no target labels": Row(DACS, ("--recipe", "best", "--confidence", "1")),
     "pseudo-labels after FDA": Row(SELF, ("--percentile", "66", *COLLAPSED), needs=BANDS),
     # One labeller, from which all go on; the first row says what as many more steps bring without its labels.
     "after FDA, no target labels": after_fda("--lambda-target", "0"),
