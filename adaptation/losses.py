@@ -118,6 +118,12 @@ def median_frequency_weights(pixels: Tensor, pixels_where_present: Tensor) -> Te
     return weights
 
 
+def tempered_weights(pixels: Tensor, pixels_where_present: Tensor) -> Tensor:
+    """The square roots of `median_frequency_weights`: float32 [C]. A class a hundred times as rare as another weighs
+    ten times as much, not a hundred."""
+    return median_frequency_weights(pixels, pixels_where_present).sqrt()
+
+
 def boundaries(labels: Tensor) -> Tensor:
     """Where a label of another class is at most two pixels away: bool [B, H, W]. Nowhere that a pixel without a label
     is so near: what a random scale leaves empty, and what nobody labelled, has no boundary."""
@@ -191,5 +197,6 @@ LOSSES = {
     "focal": Loss(focal, "cross-entropy that counts easy pixels less"),
     "sce": Loss(symmetric, "symmetric cross-entropy, which trusts labels less"),
     "weighted": Loss(cross_entropy, "cross-entropy that counts rare classes more", median_frequency_weights),
+    "tempered": Loss(cross_entropy, "as weighted, by the square roots of its weights", tempered_weights),
     "pidnet": Loss(hard_pixels, "as ohem, with PIDNet's constants; auxiliary logits as ce", auxiliary=cross_entropy),
 }

@@ -139,6 +139,11 @@ ROWS = {
     "DACS, recipe best": Row(DACS, ("--recipe", "best")),
     # No pixel is surer than 1: source pixels on the target's pictures, whose own pixels teach nothing.
     "DACS, recipe best, no target labels": Row(DACS, ("--recipe", "best", "--confidence", "1")),
+    "DACS, recipe best, no target labels, tempered loss": Row(
+        DACS, ("--recipe", "best", "--confidence", "1", "--loss", "tempered")
+    ),
+    "FDA, beta 0.01, tempered loss": Row(FDA, ("--beta", "0.01", "--loss", "tempered")),
+    "upper bound, tempered loss": Row(TARGET_ONLY, ("--loss", "tempered", *RARELY)),
     "pseudo-labels after FDA": Row(SELF, ("--percentile", "66", *COLLAPSED), needs=BANDS),
     # One labeller, from which all go on; the first row says what as many more steps bring without its labels.
     "after FDA, no target labels": after_fda("--lambda-target", "0"),

@@ -10,7 +10,7 @@ import torch
 from conftest import source_only, train_ids, upper
 
 from adaptation.entropy import prediction_entropy
-from adaptation.losses import cross_entropy, focal, median_frequency_weights, ohem, segmentation_loss
+from adaptation.losses import cross_entropy, focal, median_frequency_weights, ohem, segmentation_loss, tempered_weights
 from datasets import gta5
 from datasets.frequencies import class_counts, class_frequencies
 from training.building import pixel_loss
@@ -194,6 +194,8 @@ def test_median_frequency_weights_follow_their_definition():
     # Frequencies 0.6, 0.3 and 0.5: the median is 0.5.
     weights = median_frequency_weights(pixels, where_present)
     assert weights.tolist() == pytest.approx([0.5 / 0.6, 0.5 / 0.3, 1.0, 1.0])
+    tempered = tempered_weights(pixels, where_present)
+    assert tempered.tolist() == pytest.approx([(0.5 / 0.6) ** 0.5, (0.5 / 0.3) ** 0.5, 1.0, 1.0])
 
 
 def test_every_script_takes_a_loss_and_counts_the_training_labels(script, game, city, tmp_path):
@@ -208,7 +210,8 @@ def test_every_script_takes_a_loss_and_counts_the_training_labels(script, game, 
     assert f"road {weights[0]:.2f}, sidewalk {weights[1]:.2f}" in done.out
     assert pixel_loss("ohem", None, 0, None) is ohem
     losses = {}
-    for loss in ("ce", "focal", "weighted"):  # (no pixel is easy at the first step, so ohem is the cross-entropy there)
+    names = ("ce", "focal", "weighted", "tempered")  # no pixel is easy at the first step, so ohem is the cross-entropy
+    for loss in names:
         flags = (*common, "--loss", loss)
         commands = {
             "upper": upper(city, tmp_path / f"upper-{loss}", *flags),
@@ -221,4 +224,4 @@ def test_every_script_takes_a_loss_and_counts_the_training_labels(script, game, 
             assert done.status == 0, done.err
             metrics = json.loads((tmp_path / f"{name}-{loss}/metrics.jsonl").read_text())
             losses.setdefault(name, set()).add(metrics["train"]["loss"])
-    assert all(len(found) == 3 for found in losses.values())  # three losses, three values: each was the one asked for
+    assert all(len(found) == len(names) for found in losses.values())  # a value each: it was the one asked for
