@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.domains import sources_of, target_of
+from datasets.domains import SOURCES, TARGETS, sources_of, target_of
 from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
 from training.resumption import arguments_of
@@ -121,10 +121,22 @@ class Experiment:
         return not self.runs[0].adapt_bn and not self.runs[0].members
 
     @property
+    def of_row(self) -> bool:
+        """Whether it may fill a row that names its method alone, whatever its data: it is plain, with a source of its
+        own, and without means over a part of the classes."""
+        return self.plain and not self.means and self.runs[0].config["arguments"].get("intra") is None
+
+    @property
     def of_assignment(self) -> bool:
-        """Whether it may fill a row of the assignment, or of the student report, which know GTA5 and Cityscapes."""
+        """Whether it may stand for the assignment's rows, and the student report's, which know GTA5 and Cityscapes."""
         known = sources_of(self.settings) in ([], ["gta5"]) and target_of(self.settings) == "cityscapes"
-        return self.plain and not self.means and known and self.runs[0].config["arguments"].get("intra") is None
+        return self.of_row and known
+
+    @property
+    def data(self) -> str:
+        """Its domains, in words."""
+        titles = [SOURCES[key].title for key in sources_of(self.settings) if self.script != "train_cityscapes"]
+        return " to ".join(filter(None, [" and ".join(titles), TARGETS[target_of(self.settings)].title]))
 
     def figure(self, part: str, name: str) -> list[float]:
         """Per cent of each run that has it. part: target, oracle or source; name: accuracy, a mean, or a class."""

@@ -44,7 +44,7 @@ def student_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Tabl
 def source_only_with(looks: tuple[str, ...]) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
         own = tuple(look for look in ("jitter", "blur", "recolour") if e.settings.get(look))
-        return e.of_assignment and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
+        return e.of_row and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
 
     return fits
 
@@ -82,7 +82,7 @@ Column = tuple[str, Callable[[Experiment], bool], dict[str, str] | None, str]
 def _shift_columns() -> list[Column]:
     none, bisenet = (), ("bisenet", "resnet18")
     return [
-        ("upper bound", upper_bound_on(*bisenet), None, students(published.UPPER_BOUND[bisenet])),
+        ("upper bound", upper_bound_on(*bisenet, anywhere=True), None, students(published.UPPER_BOUND[bisenet])),
         ("source only", source_only_with(none), published.PER_CLASS[none], published.AUGMENTATION[none]),
     ]
 
@@ -95,14 +95,16 @@ def _augmentation_columns() -> list[Column]:
 
 
 def _adversarial_columns() -> list[Column]:
+    others = published.ADVERSARIAL
     return [
-        (kind, adversarial_with(kind), published.PER_CLASS.get(kind), students(published.ADVERSARIAL.get(kind, ())))
+        (kind, adversarial_with(kind, anywhere=True), published.PER_CLASS.get(kind), students(others.get(kind, ())))
         for kind in of_outputs()
     ]
 
 
 def per_class(experiments: Sequence[Experiment], number: int, title: str, columns: Sequence[Column]) -> Table:
-    """A line a class; a column for each experiment of a kind, and beside it the published one."""
+    """A line a class; a column for each experiment of a kind, which says where its data are others than the report's,
+    and beside it the published one."""
     header, cells = ["IoU (%)"], []
     classes = class_names([e for e in experiments if any(fits(e) for _, fits, _, _ in columns)])
     classes = classes or tuple(published.PER_CLASS[()])
@@ -110,7 +112,8 @@ def per_class(experiments: Sequence[Experiment], number: int, title: str, column
     for label, fits, others, mean in columns:
         found = [e for e in experiments if fits(e)]
         for e in found:
-            header.append(label if len(found) == 1 else e.label)
+            own = label if len(found) == 1 else e.label
+            header.append(own if e.of_assignment else f"{own} ({e.data})")
             cells.append([e.figure("target", line if line != "mean" else "miou") for line in lines])
         if not found:
             header.append(label)

@@ -43,20 +43,24 @@ def counted_networks(experiments: Sequence[Experiment]) -> list[str]:
 # Which experiment fills which row
 
 
-def upper_bound_on(model: str, backbone: str) -> Callable[[Experiment], bool]:
+def upper_bound_on(model: str, backbone: str, anywhere: bool = False) -> Callable[[Experiment], bool]:
+    """anywhere: also on other data than the assignment's."""
+
     def fits(e: Experiment) -> bool:
         network = (e.settings["model"], e.settings["backbone"])
-        return e.of_assignment and e.script == "train_cityscapes" and network == wanted
+        return (e.of_row if anywhere else e.of_assignment) and e.script == "train_cityscapes" and network == wanted
 
     wanted = (model, backbone)
     return fits
 
 
-def adversarial_with(kind: str) -> Callable[[Experiment], bool]:
+def adversarial_with(kind: str, anywhere: bool = False) -> Callable[[Experiment], bool]:
+    """anywhere: see `upper_bound_on`."""
+
     def fits(e: Experiment) -> bool:
         wanted = {"discriminator": kind, "level": "output", "input": "softmax", "min_entropy": False}
-        of_row = e.of_assignment and e.script == "train_adversarial" and e.settings["model"] == "bisenet"
-        of_row = of_row and not e.settings.get("recolour")
+        of_row = (e.of_row if anywhere else e.of_assignment) and e.script == "train_adversarial"
+        of_row = of_row and e.settings["model"] == "bisenet" and not e.settings.get("recolour")
         return of_row and all(e.settings.get(key) == value for key, value in wanted.items())
 
     return fits

@@ -160,6 +160,7 @@ def test_a_report_names_and_colours_them(script, data, city, tmp_path):
     assert "left out" not in done.out
     table = (tmp_path / "report/tables/report-3.csv").read_text()
     assert [line.partition(",")[0] for line in table.splitlines()] == ["IoU (%)", *CLASSES.names, "mean"]
+    assert re.search(r"source only \(.+ to .+\)", (tmp_path / "report/report.md").read_text())
     done = script("report", tmp_path / "run", tmp_path / "other", "--out", tmp_path / "both", "--device", "cpu")
     assert done.status == 0, done.err
     table = (tmp_path / "both/tables/report-3.csv").read_text()

@@ -179,7 +179,7 @@ def test_a_run_says_both_means_wherever_it_says_the_mean(script, city, game, tmp
     root = write_synthia(tmp_path / "synthia")
     flags = ("--synthia", root, *SOURCE, "--source-holdout", 0.2)
     done = train(script, "train_gta5", city, tmp_path / "run", *flags)
-    for said in ("SYNTHIA: 6 pictures", "| mIoU-16 (%) |", "(16 classes "):
+    for said in ("SYNTHIA: 6 pictures", "| mIoU-16 (%)", "(16 classes "):
         assert said in done.out, said
     result = json.loads((tmp_path / "run/result.json").read_text())
     matrix = ConfusionMatrix(19)
