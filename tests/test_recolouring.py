@@ -187,7 +187,7 @@ def test_a_recoloured_run_resumes_exactly(script, game, city, tmp_path, monkeypa
 def test_reports_tell_a_recoloured_run_from_a_plain_one() -> None:
     settings = {"script": "train_gta5", "model": "bisenet", "init": None}
     plain, recoloured = (
-        SimpleNamespace(of_assignment=True, script="train_gta5", settings=settings | {"recolour": share})
+        SimpleNamespace(of_row=True, script="train_gta5", settings=settings | {"recolour": share})
         for share in (0, 0.7)
     )
     assert source_only_with(())(plain)

@@ -92,10 +92,9 @@ def pseudo_labelled(
         data, name=f"{data.name}, pseudo-labels", samples=samples, encoding="trainIds", same_shape=False
     )
     if is_there(home / "summary.json"):
-        if _vouched_for(home, samples):
+        labelled_as = _vouched_for(home, samples, data.classes.names)
+        if labelled_as is not None:
             print(f"pseudo-labels {home}: made earlier from the same network and settings, used again")
-            made = read_json(home / "summary.json")["classes"]
-            labelled_as = torch.tensor([made[name]["kept_pixels"] for name in data.classes.names])
             _require_several_classes(data.classes.names, labelled_as, max_class_share)
             return labelled
         print(f"pseudo-labels {home}: not those that its summary vouches for; made again")
@@ -128,14 +127,16 @@ def pseudo_labelled(
     return labelled
 
 
-def _vouched_for(home: Path, samples: list[Sample]) -> bool:
-    """Whether a pass came to its end there, and its labels are still those that it wrote."""
+def _vouched_for(home: Path, samples: list[Sample], names: Sequence[str]) -> Tensor | None:
+    """The pixels labelled as each class, int64 [C], where a pass came to its end there, and its labels are still those
+    that it wrote; else None."""
     try:
         summary = read_json(home / "summary.json")
         found = _together(hashlib.sha256(sample.label.read_bytes()).hexdigest() for sample in samples)
-    except (OSError, ValueError):
-        return False
-    return isinstance(summary, dict) and summary.get("labels_sha256") == found
+        labelled_as = torch.tensor([summary["classes"][name]["kept_pixels"] for name in names], dtype=torch.int64)
+        return labelled_as if summary["labels_sha256"] == found else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError):
+        return None
 
 
 def _together(digests: Iterable[str]) -> str:
@@ -180,10 +181,14 @@ def _write_label(path: Path, label: np.ndarray) -> str:
 
 
 def _require_several_classes(names: Sequence[str], labelled_as: Tensor, max_class_share: float) -> None:
-    """Raises `UserError` where no pixel is labelled, or one class has more than this share of those that are."""
+    """Raises `UserError` where one class has more than this share of the labelled pixels, or no pixel is labelled; says
+    only, where any share is allowed, that none is."""
     if not labelled_as.any():
-        raise UserError("pseudo-labels: no pixel got a label; take another --labeller, or a less strict --rule")
-    share, largest = (labelled_as / labelled_as.sum()).max(dim=0)
+        said = "pseudo-labels: no pixel got a label; take another --labeller, or a less strict --rule"
+        if max_class_share < 1:
+            raise UserError(said)
+        print(f"note: {said}")
+    share, largest = (labelled_as / labelled_as.sum().clamp(min=1)).max(dim=0)
     if float(share) > max_class_share:
         raise UserError(
             f"pseudo-labels: {100 * float(share):.0f}% of all labelled pixels are {names[largest]}, expected at most "
