@@ -159,6 +159,26 @@ def test_labels_point_the_right_way(batch):
     assert float(logged["discriminator_accuracy_source"]) == float(logged["discriminator_accuracy_target"]) == 1
 
 
+@pytest.mark.parametrize("kind", [name for name, kind in DISCRIMINATORS.items() if not kind.by_class])
+def test_every_kind_learns_the_domains_the_right_way_round(kind):
+    """Of maps that are one class each it says soon which domain they are of; to the segmenter that is a large loss."""
+    torch.manual_seed(0)
+    model, logged = build_segmenter("tiny"), {}
+    (discriminator,) = discriminators_for(model, kind, "output")
+    kept = Gradients("fp32", 1, torch.device("cpu"), lambda **values: logged.update(values))
+    step = AdversarialStep(model, [discriminator], kept)
+    source, target = torch.zeros(2, 2, 19, 64, 64)
+    source[:, 0] = target[:, 1] = 1
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        step.discriminator_gradients([View(source)], [View(target)])
+        optimizer.step()
+    assert float(logged["discriminator_accuracy_source"]) == float(logged["discriminator_accuracy_target"]) == 1
+    scores = discriminator(target)
+    assert float(vanilla(scores, TARGET)) < math.log(2) < float(vanilla(scores, SOURCE_LABEL))  # 2: does not know
+
+
 def test_losses_agree_with_their_closed_forms():
     torch.manual_seed(0)
     scores = torch.randn(3, 1, 4, 5, dtype=torch.float64) * 3
