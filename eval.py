@@ -160,7 +160,7 @@ def main() -> None:
                 f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
                 f"different pictures do not compare; name the data with {roots(TARGETS | SOURCES)}, and --limit"
             )
-        if any(fingerprint(part)["labels"] != read[part.name]["labels"] for part in sets[0].parts):
+        if [fingerprint(part)["labels"] for part in sets[0].parts] != [found["labels"] for found in read.values()]:
             raise UserError(
                 f"{path} reads the labels of {data.name} in another way than {args.checkpoints[0]} (its classes, its "
                 "encoding or its mapping), and figures by different labels do not compare"

@@ -218,7 +218,7 @@ def main() -> None:
     args.data = {} if args.no_run else data_named(args)
     rows = on_split(args.split)
     plan = plan_of(args, CELLS | rows)
-    left_out = taken_by_no(args)
+    left_out = refused_by_network(args)
     for seed in args.seeds:
         for name, row in () if args.no_run else zip(CELLS, rows, strict=True):
             if name not in left_out if args.only is None else name in args.only:
@@ -232,7 +232,7 @@ def main() -> None:
         print(f"\nOf the pixels that the labeller gives a class, the share that its pseudo-labels keep (%)\n\n{kept}")
 
 
-def taken_by_no(args: argparse.Namespace) -> set[str]:
+def refused_by_network(args: argparse.Namespace) -> set[str]:
     """The rows that this network refuses: for want of auxiliary logits, or of batch normalisation."""
     with torch.device("meta"):
         normalised = bool(build_segmenter(args.model, backbone=args.backbone, weights="none").batch_norms())

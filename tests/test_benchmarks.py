@@ -9,7 +9,7 @@ import torch
 from conftest import one_line_error, write_gta5
 
 from benchmarks import loading, pseudo_labels, runtimes
-from benchmarks.adaptation import CELLS, taken_by_no
+from benchmarks.adaptation import CELLS, refused_by_network
 from benchmarks.evaluation import example, ours, plain
 from benchmarks.prototypes import prototypes, weights
 from benchmarks.runtimes import compiles
@@ -205,7 +205,7 @@ def test_adaptation_goes_on_from_the_network_that_labels(script, city, game, tmp
     ("deeplab_vgg16", "vgg16", ["source only + AdaBN", "after FDA, IAST", "adversarial, standard, target statistics"]),
 ])  # fmt: skip
 def test_rows_that_a_network_refuses_are_left_out(model, backbone, refused):
-    found = taken_by_no(argparse.Namespace(model=model, backbone=backbone))
+    found = refused_by_network(argparse.Namespace(model=model, backbone=backbone))
     assert set(refused) <= found
     assert bool(found) == bool(refused)
     assert not found & {"source only", "upper bound", "FDA, beta 0.01", "DACS, recipe best"}

@@ -251,6 +251,17 @@ def test_day_to_dusk_is_one_root_on_both_sides(script, tmp_path, game):
 
 
 @pytest.mark.slow
+def test_networks_of_labels_that_are_read_differently_are_not_compared(script, tmp_path):
+    """Both have the 19 classes and the same pictures."""
+    root = write(tmp_path / "camvid", "original")
+    for classes in ("cityscapes", "cityscapes11"):
+        run = ("--camvid-classes", classes, *QUICK, "--run-dir", tmp_path / classes)
+        assert script("train_cityscapes", "--camvid", root, *run).status == 0
+    both = ("eval", tmp_path / "cityscapes", tmp_path / "cityscapes11", *MACHINE)
+    assert "figures by different labels do not compare" in one_line_error(script(*both))
+    assert script(*both, "--camvid-classes", "cityscapes").status == 0
+
+
 def test_a_report_keeps_runs_of_other_classes_apart(script, tmp_path):
     """One root, two lists of classes: no gap between them, and each picture in its own colours."""
     root = write(tmp_path / "camvid", "original")
