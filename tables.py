@@ -93,6 +93,7 @@ METHODS = {
     "FDA, self-training": Row(SELF, ("--percentile", "66", "--beta", "0.01"), needs=tuple(BANDS)),
     "DACS": Row(DACS),
     "DACS, recipe best": Row(DACS, ("--recipe", "best")),
+    "DACS, recipe labels": Row(DACS, ("--recipe", "labels")),
     "SAC, after FDA": Row(SAC, needs=("FDA, beta 0.01",), goes_on=True),
 }
 """Each once, self-training for one round; its variants are in docs/recipes.md."""

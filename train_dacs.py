@@ -7,7 +7,8 @@ onto a target picture, labels likewise; the student learns the source's labels a
     python train_dacs.py ... --rare-classes                          + DAFormer's sampling of the source (CVPR 2022)
     python train_dacs.py ... --lambda-mask 1                         + masked image consistency (MIC, CVPR 2023)
     python train_dacs.py ... --beta 0.01                             + the source in the target's style (FDA, CVPR 2020)
-    python train_dacs.py ... --recipe best                           the ablation's best so far, RECIPES below
+    python train_dacs.py ... --recipe best                           without labels of the target, RECIPES below
+    python train_dacs.py ... --recipe labels                         with them
     python train_dacs.py ... --teacher-checkpoint FILE               distillation: a heavier network labels the target
     python train_dacs.py ... --labels DIR                            so do files, which any network may have made
     python train_dacs.py --demo                                      street scenes, minutes on a CPU
@@ -28,6 +29,7 @@ from utils.errors import run_script  # before torch, for a quick --help
 # isort: split
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +56,13 @@ from utils.flags import number
 
 RECIPES = {
     "dacs": {},
-    "best": {"beta": 0.01, "decay": None, "average_share": 0.029, "confidence": 0.8, "loss": "weighted"},
+    "best": {"beta": 0.01, "decay": None, "average_share": 0.029, "confidence": 1.0, "loss": "tempered"},
+    "labels": {"beta": 0.01, "decay": None, "average_share": 0.029, "confidence": 0.8, "loss": "weighted"},
 }
-"""What --recipe stands for: defaults of this script's flags. `best` is what the ablation chose, on seeds that are in
-no table (docs/results.md; 700 steps from scratch, of which the average's share is 20: a decay of 0.95)."""
+"""What --recipe stands for: defaults of this script's flags, chosen on seeds that are in no table (docs/results.md; 700
+steps from scratch, of which the average's share is 20: a decay of 0.95). `best` did well on both shifts that we tried.
+No pixel is surer than 1: source pixels are pasted on the target's pictures, whose own pixels teach nothing. `labels` is
+1 point better from day to dusk, and far worse from drawn scenes to photographs, where the labels are wrong."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,8 +70,8 @@ def parse_args() -> argparse.Namespace:
     dacs = parser.add_argument_group("mean teacher and mixed sampling")
     dacs.add_argument(
         "--recipe", choices=RECIPES, default="dacs",
-        help="defaults of other flags. dacs: the paper's; best: "
-        + ", ".join(f"{name.replace('_', '-')} {value}" for name, value in RECIPES["best"].items() if value is not None)
+        help="defaults of other flags. dacs: the paper's; "
+        + "; ".join(f"{recipe}: {said(RECIPES[recipe])}" for recipe in ("best", "labels"))
         + ". A flag given beside it wins (%(default)s)",
     )  # fmt: skip
     dacs.add_argument(
@@ -84,7 +89,7 @@ def parse_args() -> argparse.Namespace:
     dacs.add_argument(
         "--confidence", type=number(0, 1), default=SURE, metavar="P",
         help="a pixel is sure when the teacher gives its class a higher probability. The share of sure pixels is the "
-        "weight of all pixels of the target (%(default)s)",
+        "weight of all pixels of the target; 1: they teach nothing (%(default)s)",
     )  # fmt: skip
     add_teacher_flags(dacs)
     add_labels_flag(dacs)
@@ -92,7 +97,16 @@ def parse_args() -> argparse.Namespace:
     choose_teacher(args)
     if args.lambda_mix == args.lambda_mask == 0:
         refuse_idle("no loss is left that takes the labels", "confidence", "labels", "teacher_checkpoint")
+    if args.labels is not None and args.confidence == 1:
+        args.confidence = SURE  # a recipe's; every given label is sure
+    if args.confidence == 1:
+        reason = "--confidence is 1, here or in --recipe best, and no pixel of the target is surer; give a lower one"
+        refuse_idle(reason, "lambda_mask", *(["teacher_checkpoint"] if args.teacher == "frozen" else []))
     return args
+
+
+def said(recipe: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in recipe.items() if value is not None)
 
 
 def main() -> None:

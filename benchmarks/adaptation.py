@@ -64,7 +64,7 @@ TWO_PASSES = 2.0 / COSTS[ADVERSARIAL]  # forward and backward, of both domains, 
 MASKED = 1 + 1 / COSTS[DACS]  # one pass of the student more
 WITHOUT_DISCRIMINATOR = ("--discriminator", "none", "--min-entropy")
 BASELINE, UPPER = "source only", "upper bound"
-SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # the recipe for short runs, but for its loss
+SHORT = ("--beta", "0.01", "--decay", "0.95", "--confidence", "0.8")  # --recipe labels at 700 steps, but for its loss
 RECOLOURED = ("--recolour", "0.7")
 GOING_ON = ("--lr", "0.01", "--bn-statistics", "target")  # from a trained network, with the statistics it is used with
 BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
@@ -137,11 +137,7 @@ ROWS = {
     "DACS, weighted loss, decay 0.95, confidence 0.8": Row(DACS, (*SHORT[2:], "--loss", "weighted")),
     "DACS + FDA, weighted loss, confidence 0.8": Row(DACS, (*SHORT, "--decay", "0.99", "--loss", "weighted")),
     "DACS, recipe best": Row(DACS, ("--recipe", "best")),
-    # No pixel is surer than 1: source pixels on the target's pictures, whose own pixels teach nothing.
-    "DACS, recipe best, no target labels": Row(DACS, ("--recipe", "best", "--confidence", "1")),
-    "DACS, recipe best, no target labels, tempered loss": Row(
-        DACS, ("--recipe", "best", "--confidence", "1", "--loss", "tempered")
-    ),
+    "DACS, recipe labels": Row(DACS, ("--recipe", "labels")),
     "FDA, beta 0.01, tempered loss": Row(FDA, ("--beta", "0.01", "--loss", "tempered")),
     "upper bound, tempered loss": Row(TARGET_ONLY, ("--loss", "tempered", *RARELY)),
     "pseudo-labels after FDA": Row(SELF, ("--percentile", "66", *COLLAPSED), needs=BANDS),

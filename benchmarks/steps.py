@@ -38,6 +38,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "FDA with entropy": ("train_fda", ("--beta", "0.01", "--entropy-from", "0")),
     "DACS": ("train_dacs", ()),
     "DACS, recipe best": ("train_dacs", ("--recipe", "best")),
+    "DACS, recipe labels": ("train_dacs", ("--recipe", "labels")),
     "SAC": ("train_sac", ()),
 }
 """Name -> script and flags."""

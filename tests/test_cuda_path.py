@@ -59,7 +59,7 @@ METHODS = {
     "CBST": ("train_pseudo_labels", "--rule", "cbst", "--label-flip", "--target-loss", "sce"),
     "IAST": ("train_pseudo_labels", "--rule", "iast", "--lambda-source", 0, "--lambda-entropy", 0.465, "--mrkld", 0.1,
              "--max-class-share", 1),
-    "DACS": ("train_dacs", "--recipe", "best", "--source-size", "64x48"),
+    "DACS": ("train_dacs", "--recipe", "labels", "--source-size", "64x48"),
     "DACS, all": ("train_dacs", "--rare-classes", "--lambda-mask", 1, "--beta", 0.09, "--jitter", "--blur",
                   "--recolour", 0.7),
     "DACS, frozen": ("train_dacs", "--loss", "ohem", "--lambda-mask", 1),

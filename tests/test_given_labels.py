@@ -136,13 +136,15 @@ def test_a_run_on_given_labels_resumes_exactly_and_notices_others(
 
 
 @pytest.mark.slow
-def test_dacs_mixes_the_given_labels(script, command, target, tmp_path, monkeypatch) -> None:
-    """Without augmentation of place they reach the mixed picture pixel by pixel; their labelled share is its weight."""
+@pytest.mark.parametrize("recipe", ["dacs", "best"])
+def test_dacs_mixes_the_given_labels(recipe, script, command, target, tmp_path, monkeypatch) -> None:
+    """Without augmentation of place they reach the mixed picture pixel by pixel; their labelled share is its weight,
+    also with the recipe that takes no labels of its teacher's."""
     seen = []
     recorded = lambda mask, source, other: seen.append(other) or mix(mask, source, other)  # noqa: E731
     monkeypatch.setattr("train_dacs.mix", recorded)
     folder = write(tmp_path / "labels", target, "{stem}.png")
-    flags = ("--labels", folder, "--max-steps", 1, "--flip", 0, "--scales", 1)
+    flags = ("--labels", folder, "--recipe", recipe, "--max-steps", 1, "--flip", 0, "--scales", 1)
     done = script(*command("train_dacs", tmp_path / "run", *flags))
     assert done.status == 0, done.err
     given = [torch.from_numpy(train_ids(number)) for number in range(4)]

@@ -355,10 +355,30 @@ def test_a_recipe_is_a_set_of_defaults(script, game, city, tmp_path):
     assert script(*dacs(game, city, tmp_path / "best", "--recipe", "best", "--max-steps", 1)).status == 0
     best = train_dacs.RECIPES["best"]
     assert best.items() <= arguments(tmp_path / "best").items()
-    flags = ("--recipe", "best", "--lambda-mask", 0.5, "--no-rare-classes", "--beta", 0.09, "--max-steps", 1)
+    flags = ("--recipe", "labels", "--lambda-mask", 0.5, "--no-rare-classes", "--beta", 0.09, "--max-steps", 1)
     assert script(*dacs(game, city, tmp_path / "mine", *flags)).status == 0
     mine = {"lambda_mask": 0.5, "rare_classes": False, "beta": 0.09}
-    assert (best | mine).items() <= arguments(tmp_path / "mine").items()
+    assert (train_dacs.RECIPES["labels"] | mine).items() <= arguments(tmp_path / "mine").items()
+
+
+def test_the_best_recipe_learns_source_pixels_on_target_pictures_alone(script, game, city, tmp_path, monkeypatch):
+    """Its mixed loss is the cross-entropy of what was pasted, over all pixels, whatever the teacher says."""
+    seen, says = [], []
+    monkeypatch.setattr(train_dacs, "weighted_by_pixel", lambda *given: seen.append(given) or weighted_by_pixel(*given))
+    monkeypatch.setattr(train_dacs, "class_mask", lambda labels: says.append(class_mask(labels)) or says[-1])
+    assert script(*dacs(game, city, tmp_path / "run", "--recipe", "best", "--max-steps", 2)).status == 0
+    assert len(seen) == len(says) == 2
+    for (_, _, weights), mask in zip(seen, says, strict=True):
+        assert torch.equal(weights, mask.float())
+        assert 0 < mask.float().mean() < 1
+    history = load_checkpoint(tmp_path / "run/checkpoint_last.pt")["history"]
+    assert history[-1]["train"]["sure"] == 0 < history[-1]["train"]["loss_mix"]
+
+
+def test_what_the_best_recipe_leaves_out_is_refused(script, game, city, tmp_path, heavy):
+    for flags in (("--lambda-mask", 1), ("--teacher-checkpoint", heavy)):
+        done = script(*dacs(game, city, tmp_path / "run", "--recipe", "best", *flags))
+        assert f"{flags[0]} does nothing here" in one_line_error(done)
 
 
 # Distillation
