@@ -262,6 +262,7 @@ def test_networks_of_labels_that_are_read_differently_are_not_compared(script, t
     assert script(*both, "--camvid-classes", "cityscapes").status == 0
 
 
+@pytest.mark.slow
 def test_a_report_keeps_runs_of_other_classes_apart(script, tmp_path):
     """One root, two lists of classes: no gap between them, and each picture in its own colours."""
     root = write(tmp_path / "camvid", "original")
