@@ -101,8 +101,12 @@ def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path)
         command = [sys.executable, str(wrapper), *data, "--", *FLAGS, "--epochs", "40", "--eval-every", "40"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
 
+    def trained(printed: str) -> list[str]:
+        return [line for line in printed.splitlines() if line.startswith("| last (step")]
+
     straight, _ = start("straight").communicate(timeout=200)
     assert "Open straight/report/report.html" in straight, straight[-3000:]
+    assert len(trained(straight)) == 2
     said = []
     for kind in (signal.SIGTERM, signal.SIGKILL):
         run = start("broken")
@@ -120,8 +124,8 @@ def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path)
     for name in ("upper-bound-seed0", "source-only-seed0"):
         a, b = (json.loads((tmp_path / out / name / "result.json").read_text()) for out in ("straight", "broken"))
         assert a["miou"] == b["miou"]
-    finished = [line for line in "".join([*said, rest]).splitlines() if line.startswith("| last (step")]
-    assert len(finished) == 2  # each trained to its end once
+    # Each trained to its end once. A script that ends just as its parent is killed says so to nobody.
+    assert 1 <= len(trained("".join([*said, rest]))) <= 2
 
 
 def wait_for_lock(out: Path) -> None:
