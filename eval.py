@@ -46,7 +46,7 @@ from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.evaluation import evaluate
-from training.flags import refuse_idle
+from training.flags import refuse_idle, refuse_idle_choices
 from training.gradients import PRECISIONS
 from training.neighbours import domain_mixing
 from training.provenance import fingerprint
@@ -242,11 +242,14 @@ def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     own = vars(args)
     given = run | {key: own[key] for key in SOURCES} | {"limit": args.limit or run.get("limit")}
     given |= {name: own[name] for name in chosen_values() if own.get(name) is not None}
+    if target_of(own) is not None:
+        given |= {key: own[key] for key in TARGETS}
+    refuse_idle_choices(given)
     if sources_of(given) and not _had_source(run):
         given["source_size"] = SOURCES[sources_of(given)[0]].size
     if args.size is not None:
         given |= {"size": args.size, "source_size": args.size}
-    return given if target_of(own) is None else given | {key: own[key] for key in TARGETS}
+    return given
 
 
 def _data(

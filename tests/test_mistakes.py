@@ -89,6 +89,11 @@ def test_a_split_that_is_not_there_is_said(script, city, trained):
     assert f"no split 'vall' is in {city / 'leftImg8bit'}; there: train, val" in said
 
 
+def test_eval_refuses_classes_of_a_set_that_it_does_not_read(script, trained):
+    said = one_line_error(script("eval", trained, "--camvid-classes", "camvid11", "--device", "cpu"))
+    assert "--camvid-classes does nothing here: it takes --camvid or" in said
+
+
 def test_a_demo_takes_no_other_data(script, game, city, tmp_path):
     flags = ("--demo", "--device", "cpu", "--run-dir", tmp_path / "never")
     said = one_line_error(script("train_cityscapes", *flags, "--cityscapes", city))

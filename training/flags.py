@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,17 @@ def refuse_idle(reason: str, *names: str) -> None:
             raise UserError(f"{flag(name)} does nothing here: {reason}")
 
 
+def refuse_idle_choices(given: Mapping[str, Any]) -> None:
+    """Raises `UserError` where --camvid-classes, or another choice, was given, and of no set that takes it a root."""
+    takers: dict[str, list[str]] = {}
+    for key, domain in (TARGETS | SOURCES).items():
+        for choice in domain.choices:
+            takers.setdefault(choice.name, []).append(key)
+    for name, keys in takers.items():
+        if all(given.get(key) is None for key in keys):
+            refuse_idle(f"it takes {' or '.join(map(flag, keys))}", name)
+
+
 def as_begun(chosen: argparse.Namespace, recipe: dict[str, Any]) -> dict[str, Any]:
     """Of a run that goes on what its recipe stood for when it began: recipes get better."""
     if not chosen.resume or chosen.run_dir is None:
@@ -339,11 +351,5 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
             raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")
         for key in (key for key in table if getattr(args, key) is None):
             refuse_idle(f"{flag(key)} is not named", f"{key}_list", f"{key}_encoding", f"{key}_mapping")
-    takers: dict[str, list[str]] = {}
-    for key, domain in (TARGETS | SOURCES).items():
-        for choice in domain.choices:
-            takers.setdefault(choice.name, []).append(key)
-    for name, keys in takers.items():
-        if all(getattr(args, key, None) is None for key in keys):
-            refuse_idle(f"it takes {' or '.join(map(flag, keys))}", name)
+    refuse_idle_choices(vars(args))
     return args
