@@ -93,7 +93,11 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     add_teacher_flags(dacs)
     add_labels_flag(dacs)
-    args = parse(parser, RECIPES)
+    return parse(parser, RECIPES, settle)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Which network labels and when its labels are sure. Raises `UserError` for flags that mean nothing together."""
     choose_teacher(args)
     if args.lambda_mix == args.lambda_mask == 0:
         refuse_idle("no loss is left that takes the labels", "confidence", "labels", "teacher_checkpoint")
@@ -102,7 +106,6 @@ def parse_args() -> argparse.Namespace:
     if args.confidence == 1:
         reason = "--confidence is 1, here or in --recipe best, and no pixel of the target is surer; give a lower one"
         refuse_idle(reason, "lambda_mask", *(["teacher_checkpoint"] if args.teacher == "frozen" else []))
-    return args
 
 
 def said(recipe: dict[str, Any]) -> str:

@@ -87,6 +87,9 @@ def train(args: argparse.Namespace, data: BothDomains) -> None:
     translation = TRANSLATIONS[args.translation]
     translate = partial(translation.translate, **{name: vars(args)[name] for name in translation.settings})
     entropy_from = run.total_steps // 3 if args.entropy_from is None else args.entropy_from
+    if args.lambda_entropy > 0 and entropy_from >= run.total_steps:
+        steps = run.total_steps
+        print(f"note: the entropy loss never starts: --entropy-from {entropy_from} is not below {steps} steps")
     gradients = run.gradients
 
     for _ in run.epochs():

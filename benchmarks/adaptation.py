@@ -71,8 +71,9 @@ BANDS = ("FDA, beta 0.01", "FDA, beta 0.05", "FDA, beta 0.09")
 
 
 def after_fda(*flags: str, cost: float = 1.0) -> Row:
-    """A round of self-training."""
-    return Row(SELF, ("--adapt-bn", *GOING_ON, *flags, *COLLAPSED), needs=BANDS[:1], goes_on=True, cost=cost)
+    """A round of self-training. Without the source's pictures all statistics are the target's."""
+    going_on = GOING_ON[:2] if "--lambda-source" in flags else GOING_ON
+    return Row(SELF, ("--adapt-bn", *going_on, *flags, *COLLAPSED), needs=BANDS[:1], goes_on=True, cost=cost)
 
 
 ROWS = {

@@ -206,9 +206,16 @@ def target_of(given: Mapping[str, Any]) -> str | None:
     return found[0] if found else None
 
 
+def source_with_protocol(given: Mapping[str, Any]) -> str | None:
+    """The key of the source that is named and has a protocol. IntraDA names no source: that of the network before."""
+    own = (key for key in sources_of(given) if SOURCES[key].protocol is not None)
+    return next(own, given.get("intra_protocol"))
+
+
 def protocol_of(given: Mapping[str, Any]) -> Protocol | None:
-    """Of the sources that are named: what is measured beside the mean IoU of all classes."""
-    return next((SOURCES[key].protocol for key in sources_of(given) if SOURCES[key].protocol is not None), None)
+    """What is measured beside the mean IoU of all classes: see `source_with_protocol`."""
+    key = source_with_protocol(given)
+    return None if key is None else SOURCES[key].protocol
 
 
 def open_source(given: Mapping[str, Any], labelled: bool = True) -> SegmentationSet | MixedSet:

@@ -125,6 +125,9 @@ def test_the_page_has_a_block_for_each_thing_and_every_block_is_short() -> None:
 
 
 def test_network_source_and_loss_train_ten_steps(extended: Path) -> None:
+    unlabelled = "import torch; from adaptation.losses import LOSSES, IGNORE; logits = torch.randn(2, 3, 4, 4); " \
+        "print(float(LOSSES['poly'].function(logits, torch.full((2, 4, 4), IGNORE))))"
+    assert run(extended, "-c", unlabelled).strip() == "0.0"
     source = ["--synthetic", "synthetic", "--source-size", "48x32", "--loss", "poly"]
     out = run(extended, "train_gta5.py", *FLAGS, *source, "--run-dir", "runs/new")
     assert "Synthetic: 6 pictures" in out

@@ -22,9 +22,9 @@ from datasets import cityscapes
 from datasets.appearance import to_float
 from reporting.plan import Plan
 from training.building import supervised_loss
-from training.checkpoint import network_for
+from training.checkpoint import load_checkpoint, network_for, save_checkpoint
 from training.intra_domain import _kept
-from training.methods import method_name
+from training.methods import method_name, trained_as
 
 
 def test_the_mean_entropy_is_that_by_hand() -> None:
@@ -172,6 +172,16 @@ def test_the_benchmark_hands_the_checkpoint_on_and_no_source() -> None:
     assert "--gta5" not in command
     assert "--labeller" not in command
     assert "--gta5" in plan.command("AdvEnt", 3)
+
+
+OTHERS = {"script": "train_pseudo_labels", "labels": None, "labeller": ["a.pt"], "rule": "mine", "adapt_bn": False}
+
+
+@pytest.mark.parametrize("said", [{"script": "train_pseudo_labels", "arguments": OTHERS}, {"arguments": OTHERS}, {}])
+def test_a_network_of_unknown_training_has_no_method(trained, tmp_path, said) -> None:
+    """As from another version of this code, to which somebody added a rule."""
+    save_checkpoint(tmp_path / "mine.pt", load_checkpoint(trained) | {"config": said})
+    assert trained_as(tmp_path / "mine.pt") is None
 
 
 def test_it_has_a_name() -> None:

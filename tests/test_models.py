@@ -1,5 +1,8 @@
 """The networks: counts that are published, shapes at any size, and weights that never load silently wrong."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -7,6 +10,8 @@ from fvcore.nn import FlopCountAnalysis
 
 from models import WeightsError, build_segmenter
 from models.weights import load_state
+from training.building import segmenter
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -234,6 +239,15 @@ def test_deeplabv2_computes_the_published_definition():
 
 
 @pytest.mark.slow
+def test_statistics_that_stay_as_they_are_cannot_be_the_targets():
+    flags = {"model": "deeplabv2", "backbone": "resnet101", "weights": "imagenet", "allow_partial_weights": False}
+    args = argparse.Namespace(**flags, init=Path("run"), resume=False, bn_statistics="target", device="cpu")
+    with pytest.raises(UserError, match=r"keeps the statistics of its pretrained weights.*take --weights none"):
+        segmenter(args, 19)
+    args.weights = "none"
+    segmenter(args, 19)
+
+
 def test_deeplabv2_loads_torchvisions_weights_and_freezes_batch_norm(tmp_path):
     state = torchvision.models.resnet101(weights=None).state_dict()
     torch.save(state, tmp_path / "resnet101.pth")

@@ -76,7 +76,10 @@ def test_a_run_without_a_name_is_called_as_reports_call_its_method(script, game,
     assert "fda-beta-0.01-tiny-narrow-seed1" in found
     assert made("train_fda", "--beta", 0.1, 0.2) - found == {"fda-tiny-narrow-seed0"}
     assert sorted(path.name for path in (tmp_path / "runs/fda-tiny-narrow-seed0").iterdir()) == ["beta-0.1", "beta-0.2"]
-    assert "upper-bound-seed0" in made("train_cityscapes", "--model", "bisenet")
+    found = made("train_cityscapes", "--model", "bisenet")
+    assert "upper-bound-seed0" in found
+    teacher = ("--teacher-checkpoint", tmp_path / "runs/fda-beta-0.01-tiny-narrow-seed1/checkpoint_last.pt")
+    assert made("train_dacs", *teacher) - found == {"dacs-frozen-teacher-tiny-narrow-seed0"}
 
 
 @pytest.mark.parametrize("again", [(), ("--resume",)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import SMALL, SOURCE, one_line_error, picture, save, write_gta5
 from PIL import Image
+from soak import INTRA
 from synthia import NONE, PAETH, ids, instances, png16, train_ids, write_synthia
 
 from datasets.check import check
@@ -236,6 +237,21 @@ def test_classes_without_a_pixel_hinder_no_method(script, city, tmp_path):
 def test_the_upper_bound_says_them_too_where_synthia_is_named(script, city, tmp_path):
     train(script, "train_cityscapes", city, tmp_path / "run", "--synthia", tmp_path / "unread")
     assert json.loads((tmp_path / "run/result.json").read_text())["miou16"] is not None
+
+
+def test_intra_da_after_a_network_from_it_says_them_and_so_does_eval(script, city, tmp_path):
+    """Though it reads no source; a second one after it too."""
+    root = write_synthia(tmp_path / "synthia")
+    train(script, "train_gta5", city, tmp_path / "0", "--synthia", root, *SOURCE)
+    for after, run in (("0", "1"), ("1", "2")):
+        flags = ("--intra", tmp_path / after / "checkpoint_last.pt", "--easy-share", 0.5)
+        train(script, "train_adversarial", city, tmp_path / run, *INTRA[:-1], *flags)
+        expected = json.loads((tmp_path / run / "result.json").read_text())
+        assert expected["miou16"] is not None
+        done = script("eval", tmp_path / run, "--json", tmp_path / f"{run}.json", "--workers", 0, "--device", "cpu")
+        assert done.status == 0, done.err
+        (found,) = json.loads((tmp_path / f"{run}.json").read_text())["evaluations"]
+        assert found["miou16"] == expected["miou16"]
 
 
 def test_the_check_alone_names_it(script, tmp_path):

@@ -202,6 +202,9 @@ def test_source_is_translated_and_entropy_starts_when_it_should(script, game, ci
     assert script(*fda_command(game, city, tmp_path / "b", "--max-steps", 3)).status == 0
     assert starts == [1, 2]
     starts.clear()
+    done = script(*fda_command(game, city, tmp_path / "late", "--max-steps", 2, "--entropy-from", 2))
+    assert "note: the entropy loss never starts: --entropy-from 2 is not below 2 steps" in done.out
+    assert starts == []
     assert script(*fda_command(game, city, tmp_path / "c", "--max-steps", 2, "--lambda-entropy", 0)).status == 0
     assert starts == []
 

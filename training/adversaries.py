@@ -37,6 +37,8 @@ def require_meaning(args: argparse.Namespace) -> None:
         raise UserError("--discriminator none: nothing is left to adapt with; add --min-entropy, or use train_gta5.py")
     if kind is None and args.level == "multi" and args.lambda_entropy_aux == 0:
         raise UserError("--level multi looks at the auxiliary logits: add --lambda-entropy-aux, ADVENT's is 0.0002")
+    if kind is None and args.level == "feature":
+        raise UserError("--level feature is what the discriminator looks at: leave it out, or take a discriminator")
     if kind is None:
         refuse_idle("there is no discriminator", "lambda_adv", "lambda_adv_aux", "lr_d", "gan", "input")
     if not args.min_entropy:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -284,9 +284,14 @@ def as_begun(chosen: argparse.Namespace, recipe: dict[str, Any]) -> dict[str, An
         return {}  # no run is there, or a damaged one, which is said later
 
 
-def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+def parse(
+    parser: argparse.ArgumentParser,
+    recipes: dict[str, dict[str, Any]] | None = None,
+    settle: Callable[[argparse.Namespace], None] = lambda args: None,
+) -> argparse.Namespace:
     """Parses sys.argv: what --settings, --recipe (a script's own named `recipes`) and --demo imply are defaults, so
-    that a flag given beside them wins.
+    that a flag given beside them wins. `settle` fills in what one flag makes of another, before the run's folder is
+    named after them.
 
     Raises `UserError` for a missing root. With --demo the street scenes are written first, where they are not yet.
     """
@@ -337,6 +342,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict[str, dict[str, Any]] | 
         )
     if args.resume and args.run_dir is None:
         raise UserError("--resume: name the run to go on with, --run-dir DIR")
+    settle(args)
     # A script may put several runs below its root.
     args.run_dir = args.root = distributed.from_first(args.run_dir or default_directory(args))
     if args.demo:

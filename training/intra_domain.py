@@ -14,7 +14,7 @@ from adaptation.intra_domain import easy_and_hard, mean_entropy
 from adaptation.losses import LOSSES
 from datasets import SegmentationSet
 from datasets.appearance import to_float
-from datasets.domains import SOURCES, flag
+from datasets.domains import SOURCES, flag, source_with_protocol
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 from utils.bar import tracked
@@ -25,7 +25,7 @@ from utils.flags import number
 from utils.interruption import worker_signals
 
 from .building import BothDomains, both_domains, target_set
-from .checkpoint import checkpoint_file, network_for, sha256
+from .checkpoint import checkpoint_file, load_checkpoint, network_for, sha256
 from .flags import spelt
 from .labelling import pseudo_labelled
 from .methods import trained_as
@@ -48,9 +48,10 @@ def add_intra_flags(group: argparse._ArgumentGroup) -> None:
 def domains(args: argparse.Namespace) -> BothDomains:
     """What an adversarial run reads, checked. With --intra the source is the target too, until `split_by_entropy`, and
     an epoch as many steps as the target's pictures make; the checkpoint's digest and method are in the arguments, so
-    that reports keep IntraDA after one method apart from that after another. Raises `UserError` for flags that mean
+    that reports keep IntraDA after one method apart from that after another, and so is the source whose protocol its
+    figures have. Raises `UserError` for flags that mean
     nothing then, or without it."""
-    args.intra_sha256 = args.intra_after = None
+    args.intra_sha256 = args.intra_after = args.intra_protocol = None
     if args.intra is None:
         if args.easy_share is not None:
             raise UserError("--easy-share: a share of what? Name the network that ranks the target, --intra CHECKPOINT")
@@ -65,6 +66,7 @@ def domains(args: argparse.Namespace) -> BothDomains:
     vars(args).update({**dict.fromkeys(SOURCES), "source_size": args.size, "source_holdout": 0.0})
     args.intra_sha256 = sha256(args.intra)
     args.intra_after = trained_as(args.intra)
+    args.intra_protocol = source_with_protocol(load_checkpoint(args.intra)["config"].get("arguments", {}))
     target, val = target_set(args, "train", labelled=False), target_set(args, "val")
     if not 0 < int(len(target) * args.easy_share) < len(target):
         raise UserError(f"--easy-share {args.easy_share:g} of {len(target)} pictures leaves an empty part")

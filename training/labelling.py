@@ -43,7 +43,8 @@ def require_meaning(args: argparse.Namespace) -> None:
     if args.lambda_source == args.lambda_target == 0:
         raise UserError("--lambda-source 0 --lambda-target 0: nothing is left to train on")
     if args.lambda_source == 0:
-        refuse_idle("--lambda-source 0 leaves the source out", "beta", "jitter", "blur", "recolour")
+        idle = ("bn_statistics", *(["loss"] if args.target_loss is not None else []))
+        refuse_idle("--lambda-source 0 leaves the source out", "beta", "jitter", "blur", "recolour", *idle)
     if args.lambda_target == 0:
         refuse_idle("--lambda-target 0 leaves the labels out", "target_loss", "mrkld", "lambda_entropy")
     if args.labels and args.rounds == 1:

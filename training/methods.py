@@ -38,9 +38,13 @@ PLAIN_SELF_TRAINING = {"target_loss": None, "mrkld": 0, "lambda_entropy": 0, "la
 
 
 def trained_as(path: Path) -> str | None:
-    """The method by which the network of a checkpoint was trained; None where it does not say."""
+    """The method by which the network of a checkpoint was trained; None where it does not say, or in words of another
+    version of this code."""
     config = load_checkpoint(path)["config"]
-    return method_name(arguments_of(config)) if "arguments" in config else None
+    try:
+        return method_name(arguments_of(config))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def started_from(settings: dict[str, Any]) -> str | None:

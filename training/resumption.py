@@ -31,6 +31,8 @@ FREE = {
     "round",
     "init_method",
     "intra",
+    "intra_after",
+    "intra_protocol",
     "teacher_checkpoint",
     "teacher_method",
     "pseudo_labels",
@@ -45,7 +47,7 @@ flags, are free too."""
 LATER = {
     "train_dacs": {"labels": None, "labels_sha256": None, "teacher_method": None, "average_share": None},
     "train_adversarial": {"lambda_entropy_aux": 0.0, "entropy_range": 1.0, "class_prior": 0.0, "lambda_prior": 1e-3}
-    | {"intra": None, "intra_sha256": None, "intra_after": None, "easy_share": None},
+    | {"intra": None, "intra_sha256": None, "intra_after": None, "intra_protocol": None, "easy_share": None},
     "train_pseudo_labels": {"rule": "bdl", "label_flip": False, "continue": False, "labeller_method": None}
     | {"labels": None, "labels_sha256": None, "portion": 0.2, "portion_step": 0.05, "portion_max": 0.5}
     | {"target_loss": None, "mrkld": 0.0, "lambda_entropy": 0.0, "lambda_source": 1.0, "lambda_target": 1.0},

@@ -123,6 +123,7 @@ def _configuration(value: Any) -> bool:
         and (given.get("limit") is None or _whole(given["limit"], 1))
         and _number(given.get("source_holdout", 0)) and 0 <= given.get("source_holdout", 0) < 1
         and all(isinstance(given.get(name), str | None) for name in domains.arguments())
+        and given.get("intra_protocol") in (None, *domains.SOURCES)
         and all(given.get(name, known[0]) in known for name, known in domains.chosen_values().items())
     )  # fmt: skip
 
