@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import UserError
@@ -89,18 +89,30 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, upright: bool = False) -> Tensor:
-    """uint8 [3, H, W] RGB at the file's own size, channels last in memory; `upright`: turned as its EXIF data say,
-    which data sets never need and labels could not follow. Raises `UserError`."""
+    """uint8 [3, H, W] RGB at the file's own size, channels last in memory; `upright`: turned as its EXIF data say. In a
+    data set such a picture is refused: nobody knows whether its label follows. Raises `UserError`."""
     image = _open(path)
     if upright:
         try:
             image = ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
             raise UserError(f"{path}: its EXIF data are damaged ({error}); save it anew without them") from None
+    elif _turned(image):
+        raise UserError(
+            f"{path}: turned by its EXIF data, and its label may not be; save it as the label lies, without them"
+        )
     if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1"):
         raise UserError(f"{path}: expected 8 bits a channel, found PNG mode {image.mode}; convert it to RGB")
     array = np.array(image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether its EXIF data turn or mirror it; damaged ones do not."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return False
 
 
 def read_label(path: Path, encoding: str, table: LabelTable, mapping: dict[int, int] | None = None) -> Tensor:

@@ -6,12 +6,16 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from utils.errors import UserError
 
 from .pairs import NAMED, Sample, by_key, existing_root, pictures_below
 from .segmentation import SegmentationSet
 
 LABEL = "_labelTrainIds"
+CLASSES = "classes"
+"""What the text in a PNG of `predict.py` is called that names the classes of its train ids."""
 ENDINGS = (LABEL, "_gtFine", "_leftImg8bit")
 """What a file's name has beside the picture's own, in this order from the end."""
 
@@ -21,7 +25,7 @@ def labelled_from(data: SegmentationSet, folder: Path) -> SegmentationSet:
 
     The label of street.jpg is street_labelTrainIds.png, as `predict.py` writes it, or else street.png. Where there is
     one of the former kind, other files are no labels; labels of other pictures are left alone. Raises `UserError` for
-    pictures without a label, and for two labels of one.
+    pictures without a label, for two labels of one, and for labels that say that they are of other classes.
     """
     files = [file for file in pictures_below(existing_root(folder, "--labels")) if file.suffix.lower() == ".png"]
     labels = by_key([file for file in files if file.stem.endswith(LABEL)] or files, own_name)
@@ -33,8 +37,23 @@ def labelled_from(data: SegmentationSet, folder: Path) -> SegmentationSet:
             f"{Path(lonely[0]).stem}{LABEL}.png, as predict.py writes it, or {Path(lonely[0]).stem}.png"
         )
     samples = [Sample(s.name, s.image, labels[own_name(s.image)]) for s in data.samples]
+    for sample in samples:
+        if (said := _classes_said(sample.label)) not in (None, ", ".join(data.classes.names)):
+            raise UserError(
+                f"{sample.label}: labels of other classes ({said}) than those of {data.name}; let a network of its "
+                "classes predict them"
+            )
     name, own = f"{data.name}, given labels", {"mapping": None, "encoding_flag": None}
     return replace(data, name=name, samples=samples, encoding="trainIds", same_shape=True, **own)
+
+
+def _classes_said(label: Path) -> str | None:
+    """None where a file does not say them, as those that others made."""
+    try:
+        with Image.open(label, formats=("PNG",)) as image:
+            return image.info.get(CLASSES)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None  # the check says what is wrong
 
 
 def own_name(path: Path) -> str:

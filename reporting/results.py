@@ -14,6 +14,7 @@ from typing import Any
 from datasets.domains import SOURCES, TARGETS, sources_of, target_of
 from training.checkpoint import BEST, LAST
 from training.methods import evaluated_as, in_short, method_name, started_from
+from training.provenance import same_data
 from training.resumption import arguments_of
 from utils.errors import UserError
 from utils.files import parse_json, read_json
@@ -86,7 +87,8 @@ class Measured:
     @property
     def key(self) -> str:
         """Equal for the runs of one experiment; runs that go on are one of their own."""
-        read = [self.config.get("data"), self.config["total_steps"]]
+        data = {name: found | {"file_sizes": None} for name, found in (self.config.get("data") or {}).items()}
+        read = [data, self.config["total_steps"]]  # runs of an earlier version have no sizes
         return json.dumps([self.settings, read, self.adapt_bn, self.members, self.target is None], sort_keys=True)
 
 
@@ -283,7 +285,7 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
     if any(run.target["pictures"] != record["pictures"] for run in runs):
         return note(f"{where}: measured on other pictures than its run")
     read = record.get("read", {})
-    if any(run.config["data"].get(name) != found for run in runs for name, found in read.items()):
+    if not all(same_data(run.config["data"].get(name), found) for run in runs for name, found in read.items()):
         return note(f"{where}: measured on other pictures than its run, or by labels read in another way")
     if not several and record["step"] != runs[0].target["step"]:
         return note(f"{where}: of step {record['step']}, and its run went on to step {runs[0].target['step']}")

@@ -53,6 +53,7 @@ def config_is_sane(config: dict[str, Any]) -> bool:
     return (
         all(isinstance(word, str) for word in words)
         and all(part is None or isinstance(part, bool | int | float | str) for part in plain)
+        and all(isinstance(found, dict) for found in config.get("data", {}).values())
         and len(arguments["size"]) == 2
         and all(is_count(count) and count for count in (*arguments["size"], arguments["batch_size"]))
         and all(is_count(count) for count in (arguments["seed"], config["total_steps"]))

@@ -383,3 +383,20 @@ def test_evaluation_labels_keep_their_own_resolution(city):
     image, label = cityscapes(city, "val", (24, 16))[0]
     assert image.shape == (3, 16, 24)
     assert label.shape == (32, 48)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_picture_that_its_exif_data_turn_is_refused(tmp_path, orientation):
+    """predict.py turns it, and labels that were made so do not fit what training reads."""
+    root = write_cityscapes(tmp_path, suffix=".jpg")
+    for path in (root / "leftImg8bit/train").rglob("*.jpg"):
+        image = Image.open(path)
+        turned = image.getexif()
+        turned[0x0112] = orientation
+        image.save(path, exif=turned)
+    data = cityscapes(root, "train", SIZE)
+    if orientation == 1:
+        check(data)
+    else:
+        with pytest.raises(UserError, match="turned by its EXIF data, and its label may not be"):
+            check(data)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import one_line_error, source_only, upper, write_cityscapes, write_gta5
+from conftest import SMALL, SOURCE, one_line_error, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
+from soak import INTRA
 
 from adaptation.adabn import adapt_batch_norm
 from datasets import cityscapes
@@ -20,6 +21,24 @@ def table(out):
     """Figures of the rows of the per-class table: name -> first column."""
     rows = [line.strip("| \n").split("|") for line in out.splitlines() if line.startswith("|")]
     return {row[0].strip(): row[1].strip() for row in rows if row[0].strip() in (*CLASS_NAMES, "mean")}
+
+
+def test_a_network_whose_outputs_are_no_numbers_has_no_figures(script, city, trained, tmp_path):
+    """Its argmax is the first class, road, which has a figure everywhere."""
+    content = load_checkpoint(trained)
+    last = next(name for name in reversed(content["weights"]) if name.endswith("running_var"))
+    content["weights"][last] = torch.full_like(content["weights"][last], -1.0)  # finite, and the output is not
+    diverged = tmp_path / "diverged.pt"
+    save_checkpoint(diverged, content)
+    labelled = ("--cityscapes", city, *SMALL, "--max-steps", 1)
+    game = ("--gta5", write_gta5(tmp_path / "game"), *SOURCE)
+    for name, command in {
+        "eval": (diverged, "--workers", 0, "--device", "cpu"),
+        "train_pseudo_labels": (*labelled, *game, "--labeller", diverged, "--run-dir", tmp_path / "self"),
+        "train_adversarial": (*labelled, *INTRA, diverged, "--run-dir", tmp_path / "intra"),
+        "predict": (diverged, city / "leftImg8bit/val", "--out", tmp_path / "out", "--device", "cpu"),
+    }.items():
+        assert "the network's outputs are no numbers (NaN or infinite)" in one_line_error(script(name, *command)), name
 
 
 def test_a_run_leaves_what_the_readme_says_and_eval_repeats_its_figures(script, city, tmp_path):

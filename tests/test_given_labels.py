@@ -18,6 +18,7 @@ from datasets.check import check
 from datasets.given_labels import digest, labelled_from
 from training.building import given_labels
 from training.methods import method_name
+from training.places import save as write_prediction
 from utils.errors import UserError
 
 
@@ -79,6 +80,14 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, target) -> None:
     assert first.name in said
 
 
+def test_labels_that_say_other_classes_are_refused(tmp_path, target) -> None:
+    """As those of a network of CamVid's 11: they are train ids of the 19 too, and mean other things."""
+    for sample in target.samples:
+        write_prediction(tmp_path / f"{sample.image.stem}_labelTrainIds.png", train_ids(0), ("Sky", "Building"))
+    with pytest.raises(UserError, match=r"labels of other classes \(Sky, Building\) than those of Cityscapes train"):
+        labelled_from(target, tmp_path)
+
+
 def test_the_digest_is_of_the_labels_alone(tmp_path, target) -> None:
     first = labelled_from(target, write(tmp_path / "a", target, "{stem}.png"))
     assert digest(first) == digest(labelled_from(target, write(tmp_path / "b", target, "{name}_labelTrainIds.png")))
@@ -112,6 +121,7 @@ def test_what_predict_writes_is_what_is_trained_on(
     for number, sample in enumerate(target.samples):
         (written,) = out.rglob(f"{sample.image.stem}_labelTrainIds.png")
         assert (seen[0].label(number).numpy() == np.array(Image.open(written))).all()
+        assert Image.open(written).info["classes"].startswith("road, sidewalk, ")
     assert not (tmp_path / "given/pseudo-labels").exists()
     # The same labels as this network gives every pixel itself.
     flags = ("--labeller", trained, "--confidence", 0, "--percentile", 0, "--max-class-share", 1, "--max-steps", 1)

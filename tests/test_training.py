@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import assert_resumes_exactly, one_line_error, same, source_only, upper, write_cityscapes
+from PIL import Image
 
 import models
 from datasets import cityscapes
@@ -52,6 +53,13 @@ def test_resume_refuses_another_experiment_and_a_new_run_never_overwrites(script
     assert "--seed was 0, is 7" in message
     other = write_cityscapes(tmp_path / "other", counts=(("train", 3), ("val", 2)))
     assert "holds other pictures" in one_line_error(script(*upper(other, run_dir, "--resume")))
+    translated = write_cityscapes(tmp_path / "translated")
+    first, *rest = sorted((translated / "leftImg8bit").rglob("*.png"))
+    Image.open(first).convert("L").save(first)  # one that was mended is no other set
+    assert script(*upper(translated, run_dir, "--resume")).status == 0
+    for path in rest:
+        Image.open(path).convert("L").save(path)
+    assert "holds other pictures" in one_line_error(script(*upper(translated, run_dir, "--resume")))
     assert (run_dir / "checkpoint_last.pt").read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")

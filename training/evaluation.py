@@ -15,6 +15,7 @@ from adaptation.entropy import prediction_entropy
 from datasets.appearance import to_float
 from datasets.labels import Protocol
 from utils.distributed import from_each, sum_over_ranks
+from utils.errors import UserError
 from utils.metrics import ConfusionMatrix
 
 
@@ -23,6 +24,15 @@ def predict(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     if tuple(logits.shape[-2:]) != tuple(size):
         logits = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
     return logits.argmax(dim=1)[0].to(torch.uint8)
+
+
+def require_numbers(outputs: Tensor) -> None:
+    """Raises `UserError` where a network gives NaN or infinity: its argmax would be the first class, everywhere."""
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError(
+            "the network's outputs are no numbers (NaN or infinite), so it predicts nothing: its training has "
+            "diverged; train it anew with a lower --lr"
+        )
 
 
 @torch.no_grad()
@@ -43,7 +53,7 @@ def evaluate(
     [1, C, H, W], label)` is called for every picture. Leaves the model in evaluation mode.
 
     Of several ranks each brings the batches that `evaluation_loader` shares out, and all get the figures of the whole
-    set: to the bit those that one process computes.
+    set: to the bit those that one process computes. Raises `UserError` for a network whose outputs are no numbers.
     """
     model.eval()
     matrix = ConfusionMatrix(len(class_names))
@@ -62,6 +72,7 @@ def evaluate(
     each_rank = from_each((pictures, torch.stack(entropies).tolist() if entropies else []))
     in_order = itertools.zip_longest(*(of_batches for _, of_batches in each_rank), fillvalue=0.0)
     entropy = sum(itertools.chain.from_iterable(in_order))  # in the order of one process
+    require_numbers(torch.tensor(entropy))
     pictures = sum(number for number, _ in each_rank)
     iou = matrix.iou().tolist()
     return {

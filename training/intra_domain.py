@@ -26,6 +26,7 @@ from utils.interruption import worker_signals
 
 from .building import BothDomains, both_domains, target_set
 from .checkpoint import checkpoint_file, load_checkpoint, network_for, sha256
+from .evaluation import require_numbers
 from .flags import spelt
 from .labelling import pseudo_labelled
 from .methods import trained_as
@@ -104,11 +105,12 @@ def split_by_entropy(args: argparse.Namespace, run: Run, data: BothDomains) -> B
 def entropies(
     network: nn.Module, data: SegmentationSet, workers: int, device: torch.device, pause: Callable[[], None]
 ) -> Tensor:
-    """One pass over the set: each picture's mean entropy, float32 [N], on the CPU."""
+    """One pass over the set: each picture's mean entropy, float32 [N], on the CPU. Raises `UserError` for NaN."""
     loader, found = evaluation_loader(data, workers, worker_signals), []
     for images, _ in tracked(batches(loader), len(loader), "entropies"):
         pause()
         found.append(mean_entropy(network(to_float(images.to(device, non_blocking=True)))))
+        require_numbers(found[-1])
     return torch.cat(found).cpu()
 
 

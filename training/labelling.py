@@ -31,6 +31,7 @@ from utils.errors import UserError
 from utils.files import is_there, read_json, write_atomically, write_json
 from utils.interruption import worker_signals
 
+from .evaluation import require_numbers
 from .flags import refuse_idle
 
 
@@ -154,11 +155,13 @@ def _probabilities(
     title: str,
     pause: Callable[[], None],
 ) -> Iterator[Tensor]:
-    """One pass: the network's softmax [B, C, H, W] on each batch."""
+    """One pass: the network's softmax [B, C, H, W] on each batch. Raises `UserError` where it is none."""
     loader = evaluation_loader(data, workers, worker_signals)
     for images, _ in tracked(batches(loader), len(loader), title):
         pause()
-        yield class_probabilities(model(to_float(images.to(device, non_blocking=True))))
+        probabilities = class_probabilities(model(to_float(images.to(device, non_blocking=True))))
+        require_numbers(probabilities)
+        yield probabilities
 
 
 def _pixels(labels: Tensor, classes: int) -> Tensor:

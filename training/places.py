@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from datasets.files import SUFFIXES
+from datasets.given_labels import CLASSES
 from datasets.labels import Classes
 from datasets.pictures import LEGEND_WIDTH, Draw, heated, legend, stacked
 from datasets.video import VIDEO_SUFFIXES
@@ -90,7 +92,7 @@ def write(
 ) -> None:
     """All of one picture's files; image uint8 [3, H, W], heat float [h, w] or None."""
     picture = image.permute(1, 2, 0).numpy()
-    save(outputs["ids"], seen.classes)
+    save(outputs["ids"], seen.classes, classes.names)
     shown, counts = np.unique(seen.classes, return_counts=True)
     shares = (counts / seen.classes.size).tolist()
     drawn = draw(picture, seen.classes, classes)
@@ -103,10 +105,14 @@ def write(
         save(outputs["cam"], heated(picture, large.cpu().numpy()))
 
 
-def save(path: Path, pixels: np.ndarray) -> None:
-    """uint8 [H, W] or [H, W, 3] -> a PNG, there whole or not at all. Raises `UserError`."""
+def save(path: Path, pixels: np.ndarray, class_names: Sequence[str] = ()) -> None:
+    """uint8 [H, W] or [H, W, 3] -> a PNG, there whole or not at all; of train ids it says their classes. Raises
+    `UserError`."""
     made(path.parent)
-    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
+    said = PngInfo()
+    if class_names:
+        said.add_itxt(CLASSES, ", ".join(class_names))
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", pnginfo=said))
 
 
 def made(folder: Path) -> None:

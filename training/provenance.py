@@ -16,9 +16,13 @@ import torch
 import torchvision
 
 from datasets import SegmentationSet, labels
+from datasets.files import stamp
 from utils.distributed import ranks
 
 from .progress import Progress
+
+FILES = 16
+"""Of a set, whose sizes stand for all: enough to tell two sets apart, and few for a slow disk."""
 
 
 def configuration(
@@ -47,11 +51,26 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(data: SegmentationSet) -> dict[str, Any]:
-    """What a resumed run compares: the number of pictures, and hashes of their names and of how labels are read."""
+    """What `same_data` compares: the number of pictures, hashes of their names and of how labels are read, and of some
+    pictures with their labels the sizes in bytes. Raises `UserError` for a file that is gone."""
     names = "\n".join(sample.name for sample in data.samples)
     mapping = sorted((data.mapping or {}).items())
     reading = repr((labels.VERSION, data.labelled, data.encoding, mapping, *data.table.key()))
-    return {"pictures": len(data), "names": _sha256(names), "labels": _sha256(reading)}
+    some = sorted({index * len(data) // FILES for index in range(FILES)}) if len(data) else []
+    files = [[data.samples[index].image, data.samples[index].label] for index in some]
+    sizes = [sum(stamp(path)[1] for path in pair if path is not None) for pair in files]
+    return {"pictures": len(data), "names": _sha256(names), "labels": _sha256(reading), "file_sizes": sizes}
+
+
+def same_data(before: Mapping[str, Any] | None, found: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints are of one set. A translated copy has the same names and other files. A few files may
+    differ: damaged ones are mended. Fingerprints of old runs have no sizes."""
+    if before is None:
+        return False
+    if any(before.get(key) != found.get(key) for key in (before.keys() | found.keys()) - {"file_sizes"}):
+        return False
+    pairs = list(zip(before.get("file_sizes", ()), found.get("file_sizes", ()), strict=False))
+    return 2 * sum(one != other for one, other in pairs) <= len(pairs)
 
 
 def _sha256(text: str) -> str:

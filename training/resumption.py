@@ -12,6 +12,8 @@ from datasets import domains
 from utils.distributed import ranks
 from utils.errors import UserError
 
+from .provenance import same_data
+
 FREE = {
     "root",
     "resume",
@@ -83,7 +85,7 @@ def changes(before: dict[str, Any], config: dict[str, Any], device: torch.device
         changed += [
             f"{name} holds other pictures, or its labels are read in another way"
             for name, value in config["data"].items()
-            if data.get(name) != value
+            if not same_data(data.get(name), value)
         ]
         changed += [f"{name} is read no more" for name in data if name not in config["data"]]
     except (KeyError, TypeError, AttributeError):
