@@ -135,6 +135,15 @@ def test_eval_saves_pictures_and_ids(script, city, trained, tmp_path):
     assert "nothing is overwritten" in message
 
 
+@pytest.mark.parametrize("kinds", [("predictions", "side-by-side"), ("ids", "side-by-side"), ("predictions", "ids")])
+def test_eval_saves_no_two_kinds_of_pictures_in_one_folder(script, trained, tmp_path, kinds):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    flags = (f"--save-{kinds[0]}", tmp_path / "out", f"--save-{kinds[1]}", tmp_path / "link")
+    said = one_line_error(script("eval", trained, *flags, "--workers", 0, "--device", "cpu"))
+    assert f"{tmp_path / 'link'}: two kinds of pictures would be saved there" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_eval_predicts_without_labels(script, city, trained, tmp_path):
     bare = write_cityscapes(tmp_path / "bare", counts=(("test", 3),), labels=False)
     common = ("--cityscapes", bare, "--split", "test", "--workers", 0, "--device", "cpu")

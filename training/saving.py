@@ -25,14 +25,18 @@ PANEL_WIDTH = 512
 
 class SavedPictures:
     """coloured, ids, side_by_side: folders, or None for what is not wanted; several: networks, which get a folder each.
-    Raises `UserError` for a folder that is not empty."""
+    Raises `UserError` for a folder that is not empty, and for one that is named twice: names of files are alike."""
 
     def __init__(self, coloured: Path | None, ids: Path | None, side_by_side: Path | None, several: bool) -> None:
         self.coloured, self.ids, self.side_by_side, self.several = coloured, ids, side_by_side, several
         self.columns: dict[int, list[tuple[str, Tensor]]] = {}  # number of a picture -> (network, what it predicted)
-        for folder in (coloured, ids, side_by_side):
-            if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        named: list[Path] = []
+        for folder in (folder for folder in (coloured, ids, side_by_side) if folder is not None):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(f"{folder} exists and is not empty; name a new folder, nothing is overwritten")
+            if folder.resolve() in named:
+                raise UserError(f"{folder}: two kinds of pictures would be saved there; name a folder for each")
+            named.append(folder.resolve())
 
     def saver(
         self, data: SegmentationSet, classes: Classes, name: str
