@@ -207,3 +207,22 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not (tmp_path / "a").exists()
     assert main(["--preview", str(tmp_path / "sheet.png")]) == 0
     assert Image.open(tmp_path / "sheet.png").width == 4 * 512
+
+
+def test_a_preview_replaces_no_file_and_takes_no_idle_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precious = tmp_path / "precious.png"
+    precious.write_bytes(b"mine")
+    assert main(["--preview", str(precious)]) == 2
+    assert capsys.readouterr().err == f"error: {precious} exists; name a new file, nothing is overwritten\n"
+    assert precious.read_bytes() == b"mine"
+    new = ["--preview", str(tmp_path / "new.png")]
+    for flags in (["--size=64x32"], ["--count", "1"], ["--look", "game"], ["--out", str(tmp_path / "out")]):
+        assert main([*new, *flags]) == 2
+        said = capsys.readouterr().err
+        assert said == f"error: --preview only saves a contact sheet: leave out {flags[0].partition('=')[0]}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.png"]
+    monkeypatch.setattr(writer, "preview", lambda path, seed, variety: path.write_text(f"{seed} {variety}"))
+    assert main([*new, "--seed", "1", "--variety", "1"]) == 0
+    assert (tmp_path / "new.png").read_text() == "1 1.0"

@@ -32,7 +32,7 @@ from datasets.domains import (
 from utils import distributed
 from utils.errors import Parser, UserError
 from utils.files import read_json
-from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, whole
+from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, spelt, whole
 
 from .checkpoint import checkpoint_file
 from .gradients import PRECISIONS, default_precision
@@ -248,11 +248,6 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     )  # fmt: skip
     add_machine_flags(run)
     return parser
-
-
-def spelt() -> set[str]:
-    """The flags on this command line."""
-    return {text.partition("=")[0] for text in sys.argv if text.startswith("--")}
 
 
 def refuse_idle(reason: str, *names: str) -> None:

@@ -21,13 +21,12 @@ from utils.bar import tracked
 from utils.distributed import first_then_others
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.flags import number
+from utils.flags import number, spelt
 from utils.interruption import worker_signals
 
 from .building import BothDomains, both_domains, target_set
 from .checkpoint import checkpoint_file, load_checkpoint, network_for, sha256
 from .evaluation import require_numbers
-from .flags import spelt
 from .labelling import pseudo_labelled
 from .methods import trained_as
 from .run import Run

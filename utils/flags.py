@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +70,12 @@ def device(text: str) -> torch.device:
             raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA device(s)")
         torch.cuda.set_device(found)  # events, pinned memory and default streams go there too
     return found
+
+
+def spelt(arguments: Sequence[str] | None = None) -> set[str]:
+    """The flags on this command line, or among the arguments of one."""
+    words = sys.argv if arguments is None else arguments
+    return {text.partition("=")[0] for text in words if text.startswith("--")}
 
 
 def default_device() -> torch.device:

@@ -6,7 +6,7 @@ hood in view). All 19 Cityscapes classes occur, in roughly the order of frequenc
 
     python -m datasets.street_scenes --out data/scenes --layout cityscapes --look camera --count 200 --val 50
     python -m datasets.street_scenes --preview sheet.png
-    python -m datasets.street_scenes --preview sheet.png --variety 1          each scene in an appearance of its own
+    python -m datasets.street_scenes --preview varied.png --variety 1         each scene in an appearance of its own
 
 `layout.py` says where things stand, `things.py` draws them, `painter.py` holds the looks and the camera, `variety.py`
 looks at random, `writer.py` makes files of scenes. Nothing here opens a data set; the loaders read what it wrote like

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import Parser
-from utils.flags import number
+from utils.flags import number, spelt
 
 from ..labels import CITYSCAPES_PALETTE
 from .layout import Street
@@ -247,6 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         if args.preview:
+            idle = sorted(spelt(arguments) - {"--preview", "--seed", "--variety"})
+            if idle:
+                raise ValueError(f"--preview only saves a contact sheet: leave out {' and '.join(idle)}")
+            if args.preview.exists():
+                raise ValueError(f"{args.preview} exists; name a new file, nothing is overwritten")
             preview(args.preview, args.seed, variety=args.variety)
             return 0
         if args.out is None:
