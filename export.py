@@ -18,6 +18,7 @@ from utils.errors import Parser, UserError, run_script  # before torch, for a qu
 
 import argparse
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -125,20 +126,44 @@ def main() -> None:
                 file.name, f"{file.stat().st_size / 1e6:.1f}", f"{100 * ids:.2f}",
                 "-" if logits is None else f"{logits:.1e}", "-" if network is None else miou(network, data),
             ])  # fmt: skip
-        os.replace(files[0].parent, args.out)
+        keep(files, args.out.resolve())
     print(f"\n{args.out}, compared on {data.name}, {working[0]}x{working[1]}\n")
     print(markdown(("file", "MB", "class ids equal (%)", "largest difference of a logit", "mean IoU (%)"), rows))
 
 
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[str]:
-    """A folder for what is not finished, on the disk of `out`. Raises `UserError` where it cannot be written to."""
+    """A folder for what is not finished, on the disk of `out`: in `out` where that is there, since it may be a mount
+    point. Raises `UserError` where it cannot be written to."""
+    place = out.resolve()
+    home = place if place.exists() else place.parent
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:100]}.") as folder:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home, prefix=f".{place.name[:100]}.") as folder:
             yield folder
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+
+
+def keep(files: list[Path], out: Path) -> None:
+    """Moves finished files, which have a folder of their own, to `out`: all of them or none.
+
+    A folder that is there already may be a mount point, which nothing can replace. They are moved into it one by one,
+    network.onnx, the first of them, last: what a killed process leaves does not look whole. Raises OSError."""
+    if not out.exists():
+        os.replace(files[0].parent, out)
+        return
+    moved: list[Path] = []
+    try:
+        for file in reversed(files):
+            if (out / file.name).exists():
+                raise FileExistsError(errno.EEXIST, f"{file.name} is there by now")
+            os.replace(file, out / file.name)
+            moved.append(out / file.name)
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def calibration_set(args: argparse.Namespace, run: dict[str, Any], working: tuple[int, int]) -> SegmentationSet:

@@ -1,6 +1,8 @@
 """An exported file computes what the network computes, by itself, or is not left."""
 
+import errno
 import json
+import os
 import re
 import sys
 from argparse import Namespace
@@ -282,6 +284,48 @@ def test_mistakes_are_one_line_and_leave_nothing(script, trained, monkeypatch, t
     (tmp_path / "out/mine").touch()
     monkeypatch.undo()
     assert "nothing is overwritten" in said()
+
+
+@pytest.mark.parametrize("name", ["volume", "link"])
+def test_files_are_moved_into_an_empty_folder_that_is_there(script, trained, monkeypatch, tmp_path, name):
+    """Which may be a mount point: as there, no folder can take its place, and none is written beside it."""
+    (tmp_path / "home/volume").mkdir(parents=True)
+    (tmp_path / "home/link").symlink_to(tmp_path / "home/volume")
+    busy = []
+
+    def refusing(file, to, replace=os.replace):
+        if Path(file).is_dir() or Path(to).name in busy:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        replace(file, to)
+
+    monkeypatch.setattr(export.os, "replace", refusing)
+    for file in ("network.onnx", "network.pt2"):
+        busy[:] = [file]
+        said = one_line_error(script("export", trained, "--out", tmp_path / "home" / name))
+        assert "cannot be written (Device or resource busy)" in said
+        assert list((tmp_path / "home/volume").iterdir()) == []
+    busy.clear()
+    done = script("export", trained, "--out", tmp_path / "home" / name)
+    assert done.status == 0, done.err
+    assert sorted(file.name for file in (tmp_path / "home/volume").iterdir()) == ["network.onnx", "network.pt2"]
+    assert sorted(file.name for file in (tmp_path / "home").iterdir()) == ["link", "volume"]
+
+
+def test_a_link_to_nothing_yet_leads_to_the_files(script, trained, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    done = script("export", trained, "--out", tmp_path / "link")
+    assert done.status == 0, done.err
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["network.onnx", "network.pt2"]
+
+
+def test_a_file_that_came_in_the_meantime_is_not_replaced(tmp_path):
+    for folder, text in (("made", "ours"), ("out", "theirs")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "network.onnx").write_text(text)
+    (tmp_path / "made/network.pt2").touch()
+    with pytest.raises(FileExistsError):
+        export.keep([tmp_path / "made/network.onnx", tmp_path / "made/network.pt2"], tmp_path / "out")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [("network.onnx", "theirs")]
 
 
 def test_a_missing_package_is_named():
