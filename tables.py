@@ -29,6 +29,7 @@ from datasets.domains import (
     TARGETS,
     add_roots,
     command_line,
+    flag,
     from_environment,
     open_source,
     open_target,
@@ -42,7 +43,7 @@ from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE
 from training.intra_domain import SHARE
 from training.progress import Progress
 from utils.files import is_there, read_json, write_json
-from utils.flags import add_machine_flags, positive, size, whole
+from utils.flags import add_machine_flags, positive, size, spelt, whole
 from utils.tables import counted, duration, markdown
 
 ASSIGNMENT = {
@@ -105,6 +106,12 @@ BYTES = 4 + 2 * 8
 """That a run keeps for each parameter: the best checkpoint, and the last two with the optimizer."""
 
 
+GIVEN = {flag(key): f"give {flag(key)} before --" for key in SOURCES | TARGETS}
+GIVEN |= {name: f"give {name} before --" for name in ("--workers", "--device")}
+GIVEN |= {"--seed": "give --seeds before --", "--run-dir": "give --out before --", "--resume": "leave it out"}
+"""Flags that every row is given by its plan, and what to do instead of giving them after --."""
+
+
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """The flags, and those that go to every training script."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,8 +161,11 @@ def main() -> None:
 
 
 def require_same(out: Path, made: dict[str, list[str]]) -> None:
-    """Raises `UserError` where `out` holds rows of other data or flags: they would not belong in one table."""
+    """Raises `UserError` where `out` holds rows of other data or flags: they would not belong in one table. Where it
+    holds none yet, for a flag in `GIVEN`; tables that were begun with one go on."""
     if not is_there(out / RECORD) or not [*out.glob("*/config.json"), *out.glob("evaluations/*.json")]:
+        for name in sorted(spelt(made["flags"]) & GIVEN.keys()):
+            raise UserError(f"{name} after --: tables.py sets it for each row itself; {GIVEN[name]}")
         return
     try:
         before = read_json(out / RECORD)
@@ -185,8 +195,8 @@ class Steps:
     def flags(self, row: Row) -> argparse.Namespace:
         """Of all flags those that this reads, with the script's defaults."""
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for flag in ("--epochs", "--max-steps", "--limit", "--batch-size"):
-            parser.add_argument(flag, type=positive)
+        for name in ("--epochs", "--max-steps", "--limit", "--batch-size"):
+            parser.add_argument(name, type=positive)
         parser.add_argument("--size", type=size, default=TARGETS[target_of(self._given)].size)
         parser.add_argument("--source-size", type=size, default=SOURCES[sources_of(self._given)[0]].size)
         parser.add_argument("--model", default="bisenet")

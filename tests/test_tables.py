@@ -180,6 +180,27 @@ def test_a_missing_root_is_one_line(script, city, monkeypatch) -> None:
     assert "--gta5 DIR (or " in one_line_error(script("tables", "--cityscapes", city))
 
 
+@pytest.mark.parametrize(
+    ("flags", "instead"),
+    [(("--seed", 5), "give --seeds before --"), (("--run-dir=X",), "give --out before --"),
+     (("--device", "cuda"), "give --device before --"), (("--workers", 0), "give --workers before --"),
+     (("--resume",), "leave it out"), (("--gta5", "X"), "give --gta5 before --"),
+     (("--camvid", "X"), "give --camvid before --")],
+)  # fmt: skip
+def test_a_flag_that_each_row_has_of_its_own_is_refused(script, city, game, tmp_path, flags, instead) -> None:
+    done = script("tables", "--gta5", game, "--cityscapes", city, "--out", tmp_path / "out", "--plan", "--", *flags)
+    name = flags[0].partition("=")[0]
+    assert one_line_error(done) == f"error: {name} after --: tables.py sets it for each row itself; {instead}"
+
+
+def test_tables_that_were_begun_with_such_a_flag_go_on(tmp_path) -> None:
+    made = {"data": ["--gta5", "G"], "flags": ["--workers", "2"]}
+    (tmp_path / "upper-bound-seed0").mkdir()
+    (tmp_path / "upper-bound-seed0/config.json").touch()
+    (tmp_path / tables.RECORD).write_text(json.dumps(made))
+    tables.require_same(tmp_path, made)
+
+
 @pytest.mark.slow
 def test_the_disk_that_checkpoints_need_is_known_of_every_network():
     assert tables.parameters("bisenet resnet18") == 12_068_672
