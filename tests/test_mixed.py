@@ -19,6 +19,7 @@ from datasets.labels import CITYSCAPES
 from datasets.mixed import MixedSet
 from datasets.rare_classes import RareClasses
 from datasets.stream import TrainingStream, batches, training_loader
+from training.bad_samples import BadSamples
 from training.preparation import Preparation
 from utils.errors import UserError
 
@@ -43,6 +44,18 @@ def of_number(label):
         if np.array_equal(label, train_ids(number)):
             return 0, number
     return 1, next(number for number in range(DRAWN) if np.array_equal(label, synthia_train_ids(number)))
+
+
+def test_of_bad_pictures_the_share_of_each_part_counts(both, tmp_path):
+    bad = BadSamples(tmp_path, max_share=0.4)
+    bad.note(both, {"GTA5/00001": "torn", "SYNTHIA/0000000": "torn"})
+    bad.note(both, {"GTA5/00002": "torn"})  # three of eight, but of neither part more than the share
+    with pytest.raises(UserError, match="2 of 3 pictures of SYNTHIA cannot be read, more than"):
+        bad.note(both, {"SYNTHIA/0000001": "torn"})
+    again = BadSamples(tmp_path, max_share=0.2)
+    again.load_state_dict({"bad_samples": {"GTA5 and SYNTHIA: GTA5/00001": "torn"}})
+    with pytest.raises(UserError, match="2 of 5 pictures of GTA5"):
+        again.note(both, {"GTA5/00003": "torn"})
 
 
 def test_a_mixed_set_is_its_parts_each_read_in_its_own_way(both):

@@ -26,17 +26,19 @@ class BadSamples:
         self.problems = checkpoint["bad_samples"]
 
     def note(self, data: SegmentationSet, problems: dict[str, str]) -> None:
-        """Lists pictures of a set, by name; raises `UserError` when they are more than the share of it."""
+        """Lists pictures of a set, by name; raises `UserError` when they are more than the share of it, or of a part of
+        it: a small source beside a large one may not fall away unseen."""
         found = {f"{data.name}: {name}": problem for name, problem in problems.items()}
         if found.keys() <= self.problems.keys():
             return
         self._list(found)
-        bad = sum(name.startswith(f"{data.name}: ") for name in self.problems)
-        if bad > self.max_share * len(data):
-            raise UserError(
-                f"{bad} of {len(data)} pictures of {data.name} cannot be read, more than --max-bad-share "
-                f"{self.max_share:g}; they are listed in {self.path}"
-            )
+        for part, span in zip(data.parts, data.spans, strict=True):
+            bad = sum(f"{data.name}: {data.samples[number].name}" in self.problems for number in span)
+            if bad > self.max_share * len(part):
+                raise UserError(
+                    f"{bad} of {len(part)} pictures of {part.name} cannot be read, more than --max-bad-share "
+                    f"{self.max_share:g}; they are listed in {self.path}"
+                )
 
     def gather(self) -> None:
         """On all ranks at once: each knows what the others met."""
