@@ -47,6 +47,7 @@ from models.runtime import package
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.evaluation import evaluate
 from training.exported import compare, pixels_of, spread
+from training.flags import refuse_idle
 from utils.bar import tracked
 from utils.flags import positive, size
 from utils.tables import markdown, percent
@@ -80,7 +81,10 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     add_roots(data, TARGETS, "root of {title}: take mean IoU on its val split")
     data.add_argument("--limit", type=positive, metavar="N", help="at most N pictures of val")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.output == "logits":
+        refuse_idle("logits are laid out alike for every runtime", "runtime")
+    return args
 
 
 def main() -> None:

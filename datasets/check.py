@@ -18,6 +18,7 @@ from .domains import (
     from_environment,
     open_source,
     open_target,
+    require_read_mappings,
     roots,
     sources_of,
     target_of,
@@ -121,6 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     from_environment(args, SOURCES, TARGETS)
     given = vars(args)
+    require_read_mappings(given)
     sources, target = sources_of(given), target_of(given)
     if not sources and target is None:
         raise UserError(f"nothing to check: give {roots(SOURCES)}, {roots(TARGETS)} or both")

@@ -181,6 +181,13 @@ def of_target() -> tuple[str, ...]:
     return (*TARGETS, *dict.fromkeys(choice.name for domain in TARGETS.values() for choice in domain.choices))
 
 
+def require_read_mappings(given: Mapping[str, Any]) -> None:
+    """Raises `UserError` for --KEY-mapping beside --KEY-encoding trainIds: it maps ids, and there are none."""
+    for key in (key for key, domain in (SOURCES | TARGETS).items() if domain.mapping):
+        if given.get(f"{key}_mapping") is not None and given.get(f"{key}_encoding") == "trainIds":
+            raise UserError(f"{flag(key)}-mapping does nothing here: it maps ids, and {flag(key)}-encoding is trainIds")
+
+
 def from_environment(args: argparse.Namespace, *tables: Mapping[str, Domain]) -> None:
     """Roots that no flag names: $GTA5, $CITYSCAPES, and so for every domain; the first of a table that is set."""
     for table in tables:

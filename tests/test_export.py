@@ -265,6 +265,7 @@ def test_mistakes_are_one_line_and_leave_nothing(script, trained, monkeypatch, t
     def said(*flags):
         return one_line_error(script("export", trained, "--out", tmp_path / "out", *flags))
 
+    assert "--runtime does nothing here: logits are laid" in said("--output", "logits", "--runtime", "tensorrt")
     assert "no PNG or JPEG is there" in said("--int8", "--calibrate", tmp_path)
     assert "no such folder" in said("--int8", "--calibrate", tmp_path / "none")
     city = trained.parent.parent / "city"

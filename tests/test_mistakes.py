@@ -6,6 +6,7 @@ import torch
 from conftest import SMALL, SOURCE, ids, one_line_error, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
 
+import train_gta5
 from training.checkpoint import save_checkpoint
 
 
@@ -214,15 +215,40 @@ def test_the_check_runs_alone(script, city, game):
         ("train_pseudo_labels --labels L --lambda-source 0 --beta 0.05", "--beta does nothing here: --lambda-source 0"),
         ("train_pseudo_labels --labels L --lambda-target 0 --mrkld 1", "--mrkld does nothing here: --lambda-target 0"),
         ("train_pseudo_labels --labels L --rounds 2 --rule iast --percentile 9", "--percentile does nothing here"),
+        ("train_gta5 --gta5-encoding trainIds --gta5-mapping m.json", "--gta5-mapping does nothing here: it maps ids"),
+        ("datasets.check --gta5-encoding trainIds --gta5-mapping m.json", "--gta5-mapping does nothing here: it maps"),
+        ("train_gta5 --init C --weights f.pth", "--weights does nothing here: the network starts from --init"),
+        ("train_gta5 --init C --weights none --allow-partial-weights", "--allow-partial-weights does nothing here"),
         ("train_pseudo_labels --labeller C --rule cbst --portion-max 1", "--portion-max does nothing here: there is"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(script, game, city, tmp_path, command, said):
     (tmp_path / "C").touch()
     name, *flags = command.replace(" L ", f" {tmp_path} ").replace(" C ", f" {tmp_path}/C ").split()
-    found = one_line_error(script(name, "--gta5", game, "--cityscapes", city, "--run-dir", tmp_path / "never", *flags))
+    place = () if name == "datasets.check" else ("--run-dir", tmp_path / "never")
+    found = one_line_error(script(name, "--gta5", game, "--cityscapes", city, *place, *flags))
     assert said in found
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--weights", "none"),
+        ("--demo",),  # which stands for --weights none
+        ("--model", "deeplabv2", "--weights", "imagenet"),  # its batch normalisation is frozen then
+        ("--weights", "f.pth", "--allow-partial-weights", "--resume"),  # as tables.py gives them to all rows
+    ],
+)
+def test_weights_beside_another_start_pass_where_they_do_something_or_no_harm(
+    script, game, city, tmp_path, monkeypatch, flags
+):
+    (tmp_path / "C").touch()
+    monkeypatch.setattr("training.flags.street_scenes.ensure", lambda *_, **__: (game, city))
+    data = () if "--demo" in flags else ("--gta5", game, "--cityscapes", city)
+    words = ["train_gta5.py", *data, "--init", tmp_path / "C", "--run-dir", tmp_path / "run", *flags]
+    monkeypatch.setattr("sys.argv", [*map(str, words)])
+    assert train_gta5.parse_args().init == tmp_path / "C"
 
 
 def test_several_bands_do_not_begin_below_a_run_of_one(script, game, city, tmp_path):

@@ -23,6 +23,7 @@ from datasets.domains import (
     add_roots,
     flag,
     from_environment,
+    require_read_mappings,
     roots,
     sizes,
     sources_of,
@@ -353,4 +354,10 @@ def parse(
         for key in (key for key in table if getattr(args, key) is None):
             refuse_idle(f"{flag(key)} is not named", f"{key}_list", f"{key}_encoding", f"{key}_mapping")
     refuse_idle_choices(vars(args))
+    if not args.resume:  # tables.py gives all rows the same flags, and runs of before go on with what they began with
+        require_read_mappings(vars(args))
+        decides = args.weights == "none" or network.pretrained_options  # also for other layers than the backbone's
+        idle = ("allow_partial_weights",) if decides else ("allow_partial_weights", "weights")
+        if args.init is not None:
+            refuse_idle("the network starts from --init", *idle)
     return args
