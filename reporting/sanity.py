@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from utils.flags import LARGEST
 from utils.tables import means_in
-
-LARGEST = 1e15
-"""Of any number: beyond, floats no longer count, and charts have no axis."""
 
 
 def is_number(value: Any) -> bool:

@@ -127,6 +127,8 @@ def test_a_start_that_fails_leaves_no_directory(script, city, tmp_path):
     ("flags", "said"),
     [(("--size", "1024"), "WIDTHxHEIGHT"), (("--size", "0x512"), "32 to 8192"), (("--size", "99999x99999"), "32 to"),
      (("--size=-4x9",), "WIDTHxHEIGHT"), (("--batch-size", "0"), "at least 1"), (("--batch-size", "1"), "at least 2"),
+     (("--seed", "10000000000000000000000000"), "a whole number of at most 1000000000000000,"),
+     (("--limit", "1000000000000001"), "of at most 1000000000000000,"),
      (("--lr", "fast"), "from 0 to 100"), (("--device", "cuda:99"), "CUDA device"), (("--device", "tpu9"), "cpu, cuda"),
      (("--device", "meta"), "cpu, cuda"),
      (("--flip", "2"), "from 0 to 1"), (("--scales", "1,x"), "from 0.1 to 10"), (("--epochs", "-1"), "at least 1"),

@@ -180,6 +180,10 @@ def test_a_missing_root_is_one_line(script, city, monkeypatch) -> None:
     assert "--gta5 DIR (or " in one_line_error(script("tables", "--cityscapes", city))
 
 
+def test_seeds_that_no_report_would_take_are_refused(script) -> None:
+    assert "of at most 1000000000000000," in one_line_error(script("tables", "--seeds", 0, 10**15 + 1))
+
+
 @pytest.mark.parametrize(
     ("flags", "instead"),
     [(("--seed", 5), "give --seeds before --"), (("--run-dir=X",), "give --out before --"),

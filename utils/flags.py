@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 MIN_SIDE, MAX_SIDE = 32, 8192
+LARGEST = 10**15
+"""Of any number: beyond, floats no longer count, and charts have no axis. Reports take what is larger for damaged."""
 
 
 def size(text: str) -> tuple[int, int]:
@@ -24,16 +26,20 @@ def size(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return int(text)
+    """A whole number from 1 to `LARGEST`."""
+    return _from(1, text)
 
 
 def whole(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
+    """A whole number from 0 to `LARGEST`."""
+    return _from(0, text)
+
+
+def _from(low: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {low}, found {text!r}")
+    if int(text) > LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at most {LARGEST}, found {text!r}")
     return int(text)
 
 
