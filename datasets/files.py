@@ -28,6 +28,11 @@ MAX_UNKNOWN_SHARE = 0.5
 """Colours in no table are ignored pixels; a file in which more than this share is unknown is no label of ours."""
 
 
+def is_picture(path: Path) -> bool:
+    """By its name; hidden files (macOS leaves `._*.png`) are no pictures."""
+    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
+
+
 def _open(path: Path, sixteen: bool = False) -> Image.Image:
     """Decodes the file; `sixteen`: a 16-bit RGB PNG, of which it gives the low bytes. Raises `UserError` naming it for
     anything that is not a whole, sane picture."""

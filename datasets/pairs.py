@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.errors import UserError
 
-from .files import SUFFIXES
+from .files import is_picture
 
 SEARCH_DEPTH = 3
 """How many folders below the root the data may lie (archives unpack with one or two more folders around them)."""
@@ -83,7 +83,7 @@ def _some(names: list[str]) -> str:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Every picture in the folder and below it, by name; hidden files (macOS leaves `._*.png`) are no pictures.
+    """Every picture (`is_picture`) in the folder and below it, by name.
 
     Raises `UserError` for a folder that cannot be read: half a data set is not a data set.
     """
@@ -93,11 +93,7 @@ def pictures_below(folder: Path) -> list[Path]:
 
     found = []
     for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        found += [
-            Path(directory, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
+        found += [path for path in (Path(directory, name) for name in names) if is_picture(path)]
     return sorted(found)
 
 

@@ -21,7 +21,7 @@ import torch
 
 from utils.errors import UserError
 
-from .files import SUFFIXES, read_image
+from .files import is_picture, read_image
 from .geometry import resize_image
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg")
@@ -111,7 +111,7 @@ def frames_below(folder: Path, rate: Fraction) -> Video:
     def order(path: Path) -> list[Any]:
         return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name)]
 
-    found = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()), key=order)
+    found = sorted((p for p in folder.iterdir() if is_picture(p) and p.is_file()), key=order)
     if not found:
         raise UserError(f"{folder}: no PNG or JPEG is in it, so it has no frames")
     video = Video(str(folder), rate, 1 / rate, len(found))

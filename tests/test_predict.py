@@ -1,6 +1,7 @@
 """predict.py: any picture, at its own size, nothing lost; Grad-CAM is the gradient it says it is."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from adaptation.entropy import prediction_entropy
 from datasets.files import read_image
 from datasets.labels import CITYSCAPES, CLASS_NAMES, PALETTE, Classes
 from datasets.pictures import legend
+from datasets.video import frames_below
 from models import build_segmenter
 from models.gradcam import grad_cam, layer_named
 from models.layers import resize
@@ -48,6 +50,17 @@ def test_predictions_are_evals_at_the_pictures_own_size(script, predicted, check
     assert overlay.shape[1] >= 48
     expected = 0.45 * pixels(image) + 0.55 * PALETTE[pixels(found[0])]
     assert np.abs(overlay[:32, :48] - expected).max() <= 1
+
+
+def test_hidden_files_in_a_folder_are_no_pictures(predicted, tmp_path):
+    """macOS leaves one beside each picture on a disk of another system."""
+    save(tmp_path / "a/x.png", picture(1))
+    (tmp_path / "a/._x.png").write_bytes(b"\0\5\x16\7")
+    done = predicted(tmp_path / "a")
+    assert done.status == 0, done.err
+    assert "1 of 1" in done.out
+    frames = list(frames_below(tmp_path / "a", Fraction(1)).decoded)
+    assert len(frames) == 1
 
 
 def test_nothing_is_overwritten_without_force_and_inputs_never(predicted, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from datasets.files import SUFFIXES
+from datasets.files import is_picture
 from datasets.given_labels import CLASSES
 from datasets.labels import Classes
 from datasets.pictures import LEGEND_WIDTH, Draw, heated, legend, stacked
@@ -31,7 +31,7 @@ def named_files(named: list[str]) -> dict[Path, Path]:
         path = Path(text)
         is_there(path)
         if path.is_dir():
-            below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+            below = [file for file in sorted(path.rglob("*")) if is_picture(file) and file.is_file()]
             here = {file: file.relative_to(path) for file in below}
         elif path.exists():
             here = {path: Path(path.name)}
