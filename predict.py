@@ -115,6 +115,8 @@ def parse_args() -> argparse.Namespace:
         raise UserError("--fps makes a video of a folder of frames; a camera has its own rate, so leave it out")
     if not args.images and args.camera is None:
         raise UserError("name pictures, videos or folders, or --camera N")
+    if "" in args.images:
+        raise UserError("a picture, video or folder has an empty name; is a variable not set?")
     more = args.confidence or args.entropy or args.cam is not None
     if more and args.runtime == "onnx":
         raise UserError("--confidence, --entropy and --cam need the network itself, an exported file gives classes")

@@ -262,6 +262,20 @@ def test_several_bands_do_not_begin_below_a_run_of_one(script, game, city, tmp_p
     assert not list((tmp_path / "run").glob("beta-*"))
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["train_gta5 --gta5=", "train_gta5 --gta5 G --cityscapes=", "train_gta5 --gta5 G --init=", "eval x.pt --save-ids=",
+     "train_gta5 --gta5 G --run-dir=", "datasets.check --gta5=", "export x.pt --out=", "tables --out="],
+)  # fmt: skip
+def test_an_empty_name_is_not_the_current_folder(script, game, monkeypatch, command):
+    """As of a variable in quotes that is not set."""
+    monkeypatch.chdir(game)
+    name, *words = command.split()
+    said = one_line_error(script(name, *words))
+    flag = words[-1].removesuffix("=")
+    assert f"argument {flag}: expected a file or folder, found an empty name; is a variable not set?" in said
+
+
 def test_a_place_that_cannot_be_used_is_one_line(script, city, game, tmp_path):
     long = "x" * 300
     assert "File name too long" in one_line_error(script("eval", tmp_path / long))

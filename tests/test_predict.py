@@ -59,6 +59,7 @@ def test_hidden_files_in_a_folder_are_no_pictures(predicted, tmp_path):
     done = predicted(tmp_path / "a")
     assert done.status == 0, done.err
     assert "1 of 1" in done.out
+    assert "has an empty name; is a variable not set?" in one_line_error(predicted(""))
     frames = list(frames_below(tmp_path / "a", Fraction(1)).decoded)
     assert len(frames) == 1
 

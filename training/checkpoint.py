@@ -17,6 +17,7 @@ import models
 from datasets.labels import CITYSCAPES, Classes, require_same_classes
 from utils.errors import UserError
 from utils.files import is_there, sync, write_atomically
+from utils.flags import named_path
 
 from .vetting import require_sound, vet
 
@@ -107,7 +108,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoint_file(text: str) -> Path:
     """For argparse: a checkpoint, or a run's directory, which stands for its last one."""
-    path = Path(text)
+    path = named_path(text)
     if not path.is_dir() or (path / LAST).is_file():
         return path / LAST if path.is_dir() else path
     runs = sorted(str(found.parent) for found in path.glob(f"*/{LAST}"))

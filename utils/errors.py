@@ -9,6 +9,7 @@ import gc
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import quick_help  # before torch
@@ -18,6 +19,7 @@ from . import quick_help  # before torch
 import torch
 
 from . import distributed
+from .flags import named_path
 from .output import steady_output
 
 
@@ -30,13 +32,14 @@ class UserError(Exception):
 
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake; the usage is there for the asking. A flag has to be spelt out: what an
-    abbreviation means would change with every new flag.
+    abbreviation means would change with every new flag. An argument of the type Path may not be empty.
 
     first: the flags that --help shows where not all are needed at once; --help-all shows the others too.
     """
 
     def __init__(self, *, first: Sequence[str] = (), **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self.register("type", Path, named_path)
         self.first = [*first]
         if first:
             self.add_argument(quick_help.HELP_ALL, action="help", help="show every flag")

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ import torch
 MIN_SIDE, MAX_SIDE = 32, 8192
 LARGEST = 10**15
 """Of any number: beyond, floats no longer count, and charts have no axis. Reports take what is larger for damaged."""
+
+
+def named_path(text: str) -> Path:
+    """A path that is not empty; pathlib takes an empty one for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a file or folder, found an empty name; is a variable not set?")
+    return Path(text)
 
 
 def size(text: str) -> tuple[int, int]:
