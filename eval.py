@@ -44,7 +44,14 @@ from datasets.stream import batches, evaluation_loader
 from models.deployment import Deployed
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
-from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
+from training.checkpoint import (
+    build_from_checkpoint,
+    checkpoint_file,
+    classes_of,
+    load_checkpoint,
+    sha256,
+    trained_with,
+)
 from training.evaluation import evaluate
 from training.flags import refuse_idle, refuse_idle_choices
 from training.gradients import PRECISIONS
@@ -165,8 +172,9 @@ def main() -> None:
                 f"{path} reads the labels of {data.name} in another way than {args.checkpoints[0]} (its classes, its "
                 "encoding or its mapping), and figures by different labels do not compare"
             )
+        adapted_on = None
         if args.adapt_bn:
-            used = _adapt(model, args, run)
+            used, adapted_on = _adapt(model, args, run)
             name += " + AdaBN"
             print(f"{path}: batch normalisation re-estimated on {used} pictures of the target's train set")
         mixed = {} if args.neighbours is None else {"domain_mixing": _mixing(model, args, run, name)}
@@ -176,7 +184,8 @@ def main() -> None:
         metrics = _evaluate(args, model, data, classes, protocols[-1], name, pictures)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
-                       | {"precision": args.precision, "read": read}
+                       | {"precision": args.precision, "read": read, "size": [*data.size]}
+                       | {"sha256": sha256(path), "adapted_on": adapted_on}
                        | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | mixed | metrics)  # fmt: skip
     if args.mean is None and len(models) > 1 and not _bands_of_one(configs):
         print("no mean of the networks: they are no bands of one FDA experiment; ask for it with --mean")
@@ -186,9 +195,10 @@ def main() -> None:
             mean, shared = MeanSoftmax(list(models.values())), protocols[0] if None not in protocols else None
             metrics = _evaluate(args, mean, data, classes, shared, name, pictures)
             named.append((name, metrics))
+            of_each = {key: [record[key] for record in records] for key in ("sha256", "adapted_on")}
             records.append({"checkpoint": [str(path) for path in args.checkpoints], "name": name, "data": data.name}
                            | {"adapt_bn": args.adapt_bn, "precision": args.precision, "read": read}
-                           | {"step": None, "epoch": None} | metrics)  # fmt: skip
+                           | {"size": [*data.size]} | of_each | {"step": None, "epoch": None} | metrics)  # fmt: skip
         else:
             print("no mean of the networks: they were trained at different working sizes")
 
@@ -293,10 +303,13 @@ def _mixing(model: nn.Module, args: argparse.Namespace, run: dict[str, Any], nam
     return found
 
 
-def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any]) -> int:
-    """AdaBN on the unlabelled train split of the target, in batches of the run's size."""
-    data = open_target(_given(args, run), "train", labelled=False, listed=target_of(vars(args)) is None)
-    return adapt_to(model, data, run["batch_size"], args.workers, args.device)
+def _adapt(model: nn.Module, args: argparse.Namespace, run: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """AdaBN on the unlabelled train split of the target, in batches of the run's size: (how many pictures it used, the
+    set's name, --limit and `fingerprint`)."""
+    given = _given(args, run)
+    data = open_target(given, "train", labelled=False, listed=target_of(vars(args)) is None)
+    used = adapt_to(model, data, run["batch_size"], args.workers, args.device)
+    return used, {"data": data.name, "limit": given["limit"]} | fingerprint(data)
 
 
 if __name__ == "__main__":

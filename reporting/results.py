@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets.domains import SOURCES, TARGETS, sources_of, target_of
-from training.checkpoint import BEST, LAST
+from training.checkpoint import BEST, LAST, sha256
 from training.methods import evaluated_as, in_short, method_name, started_from
 from training.provenance import same_data
 from training.resumption import arguments_of
 from utils.errors import UserError
-from utils.files import parse_json, read_json
+from utils.files import is_there, parse_json, read_json
 from utils.tables import means_in
 
 from .sanity import config_is_sane, confusion_is_sane, figures_are_sane, history_is_sane
@@ -175,9 +175,7 @@ class Experiment:
         s = config["arguments"]
         start = {"none": "scratch", "imagenet": "ImageNet"}.get(s["weights"], "a file")
         start = "an earlier run" if started_from(s) else start
-        words = (
-            f"{'x'.join(str(side) for side in s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
-        )
+        words = f"{_by(s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
         return words + (", street scenes" if s["demo"] else "")
 
 
@@ -289,6 +287,8 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
         return note(f"{where}: measured on other pictures than its run, or by labels read in another way")
     if not several and record["step"] != runs[0].target["step"]:
         return note(f"{where}: of step {record['step']}, and its run went on to step {runs[0].target['step']}")
+    if (misfit := _misfit(record, runs, checkpoints)) is not None:
+        return note(f"{where}: {misfit}")
     if record.get("precision", "fp32") != "fp32":
         return note(f"{where}: measured in {record['precision']}, where runs measure themselves in fp32")
     target = {key: record[key] for key in (*TARGET, *means_in([record]))}
@@ -302,6 +302,41 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
         checkpoints, target, confusion=record.get("confusion"), adapt_bn=record["adapt_bn"],
         members=tuple(sorted(method_name(run.settings) for run in runs)) if several else (),
     )  # fmt: skip
+
+
+def _misfit(record: dict[str, Any], runs: Sequence[Measured], checkpoints: Sequence[Path]) -> str | None:
+    """Of which other network, size or train pictures an evaluation was than these runs and their checkpoints are, in
+    words; None where it was of none. Earlier records do not say, and a checkpoint may have been taken away since."""
+    if "sha256" not in record:
+        return None
+    size, several = _by(record["size"]), isinstance(record["checkpoint"], list)
+    digests, adapted = ((record[key] if several else [record[key]]) for key in ("sha256", "adapted_on"))
+    for run, file, digest, train in zip(runs, checkpoints, digests, adapted, strict=True):
+        arguments = run.config["arguments"]
+        try:
+            if is_there(file) and sha256(file) != digest:
+                return f"of another network than {file} holds now"
+        except UserError as error:
+            return f"its network cannot be compared ({error})"
+        if size != _by(arguments["size"]):
+            return f"measured at {size}, where its run measures itself at {_by(arguments['size'])}"
+        if train is not None and not _same_pictures(train, run.config):
+            return f"adapted to other train pictures than its run's ({train['pictures']} of them)"
+    return None
+
+
+def _same_pictures(train: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether AdaBN's pictures, as eval.py records them, are the run's. One that did not adapt has not read the
+    target's train set, and says only what its --limit is; one that read its labels may have another order."""
+    seen = config["data"].get(train["data"])
+    if seen is None:
+        return train["limit"] == config["arguments"].get("limit")
+    compared = "names" if seen["labels"] == train["labels"] else "pictures"
+    return train[compared] == seen[compared]
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(str(side) for side in size)
 
 
 def experiments(runs: Sequence[Measured]) -> list[Experiment]:

@@ -472,6 +472,8 @@ def test_runs_of_other_data_or_that_were_changed_midway_are_no_seeds_of_one_expe
 @pytest.mark.parametrize(("change", "said"), [
     ({"step": 1}, "of step 1, and its run went on to step"), ({"precision": "bf16"}, "measured in bf16"),
     ({"read": {"Cityscapes val": {"pictures": 2}}}, "by labels read in another way"),
+    ({"sha256": "0" * 64}, "of another network than"),
+    ({"size": [192, 128]}, "measured at 192x128, where its run measures itself at 48x32"),
 ])  # fmt: skip
 def test_figures_of_adabn_that_are_not_of_the_finished_run_are_left_out(runs, tmp_path, change, said):
     record = json.loads((runs / "adabn.json").read_text())["evaluations"][0]
@@ -480,6 +482,51 @@ def test_figures_of_adabn_that_are_not_of_the_finished_run_are_left_out(runs, tm
         (tmp_path / "figures.json").write_text(json.dumps({"evaluations": [record | more]}))
         assert len(read_evaluations(tmp_path / "figures.json", notes.append)) == number
     assert said in notes[0]
+
+
+@pytest.mark.slow
+def test_figures_of_another_network_size_or_other_train_pictures_are_left_out(script, game, city, tmp_path):
+    """Each as somebody comes by them: eval.py's flags, and a run that was deleted and trained anew."""
+    runs, json_file = [tmp_path / "source-0", tmp_path / "source-1"], tmp_path / "figures.json"
+    for seed, run in enumerate(runs):
+        assert script(*source_only(game, city, run, "--max-steps", 1, "--seed", seed)).status == 0
+    assert script(*upper(city, tmp_path / "upper", "--max-steps", 1)).status == 0
+
+    def names():
+        notes = []
+        found = read_evaluations(json_file, notes.append)
+        return [one.name for one in found], " ".join(notes)
+
+    def evaluated(*arguments):
+        done = script("eval", *arguments, "--json", json_file, "--force", "--workers", 0, "--device", "cpu")
+        assert done.status == 0, done.err
+        return names()
+
+    both, each = [*runs, "--adapt-bn"], ["source-0 + AdaBN", "source-1 + AdaBN"]
+    assert evaluated(*both, "--size", "64x32") == ([], names()[1])
+    assert names()[1].count("measured at 64x32, where its run measures itself at 48x32") == 2
+    assert evaluated(*runs, "--mean", "--size", "64x32")[0] == []
+    for run in (*runs, tmp_path / "upper"):  # val has two pictures, so the limit leaves it whole
+        assert evaluated(run, "--adapt-bn", "--limit", 2)[0] == []
+        assert "adapted to other train pictures than its run's (2 of them)" in names()[1]
+        assert evaluated(run, "--adapt-bn") == ([f"{run.name} + AdaBN"], "")
+    assert evaluated(*both, "--mean", "--limit", 2)[0] == []
+
+    assert evaluated(*both, "--mean") == ([*each, "mean of 2"], "")
+    kept = (runs[1] / "checkpoint_last.pt").read_bytes()
+    (runs[1] / "checkpoint_last.pt").unlink()
+    assert names() == ([*each, "mean of 2"], "")  # there is nothing to compare with
+    shutil.rmtree(runs[1])
+    assert script(*source_only(game, city, runs[1], "--max-steps", 1, "--seed", 1, "--lr", 0.02)).status == 0
+    assert names()[0] == each[:1]
+    assert names()[1].count(f"of another network than {runs[1] / 'checkpoint_last.pt'} holds now") == 2
+    assert (runs[1] / "checkpoint_last.pt").read_bytes() != kept
+    earlier = json.loads(json_file.read_text())
+    for record in earlier["evaluations"]:
+        for key in ("sha256", "size", "adapted_on"):
+            del record[key]
+    json_file.write_text(json.dumps(earlier))
+    assert names() == ([*each, "mean of 2"], "")
 
 
 def test_rows_of_the_assignment_take_its_data_alone(copied):
