@@ -1,6 +1,7 @@
 """Run directories and eval.py's JSON -> experiments: what was run, with which settings, and what was measured.
 
-An experiment is one method with one set of settings; its runs differ in their seed alone.
+An experiment is one method with one set of settings, and one kind of network that it starts from or learns from; its
+runs differ in their seed alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ BESIDE = {
     "labeller",
     "labeller_sha256",
     "init",
+    "earlier_networks",
     "intra",
     "intra_sha256",
     "recipe",
@@ -67,7 +69,7 @@ class Measured:
 
     target, oracle, source: `accuracy`, `miou` (fractions or None), `iou` (name -> fraction or None), ...; oracle and
     source None where there is none. confusion: pixels, a row a label. history: the lines of metrics.jsonl. seconds: of
-    the whole run, None where it was not taken.
+    the whole run, None where it was not taken. earlier: `earlier_networks`, None where an earlier run does not say.
     """
 
     name: str
@@ -83,10 +85,11 @@ class Measured:
     adapt_bn: bool = False
     members: tuple[str, ...] = ()
     seconds: float | None = None
+    earlier: tuple[str, ...] | None = None
 
     @property
     def key(self) -> str:
-        """Equal for the runs of one experiment; runs that go on are one of their own."""
+        """Equal for the runs of one experiment, whatever `earlier` says; runs that go on are one of their own."""
         data = {name: found | {"file_sizes": None} for name, found in (self.config.get("data") or {}).items()}
         read = [data, self.config["total_steps"]]  # runs of an earlier version have no sizes
         return json.dumps([self.settings, read, self.adapt_bn, self.members, self.target is None], sort_keys=True)
@@ -108,6 +111,11 @@ class Experiment:
         """The method's name, with what was done to its networks afterwards."""
         run = self.runs[0]
         return evaluated_as(method_name(run.config["arguments"]), run.members, run.adapt_bn)
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Its runs' earlier networks; none where no run says."""
+        return next((run.earlier for run in self.runs if run.earlier is not None), ())
 
     @property
     def script(self) -> str:
@@ -248,9 +256,10 @@ def _run(directory: Path, target: dict[str, Any] | None, *figures: Any) -> Measu
         settings["labels"] = Path(settings["labels"]).name
     if target_of(settings) is None:
         raise ValueError("no target is named")
-    seed = config["arguments"]["seed"]
+    seed, earlier = config["arguments"]["seed"], config["arguments"].get("earlier_networks")
     run = Measured(directory.name, seed, settings, config, (directory / LAST,), target, *figures, history=history,
-                   seconds=history[-1].get("seconds") if history else None)  # fmt: skip
+                   seconds=history[-1].get("seconds") if history else None,
+                   earlier=None if earlier is None else tuple(map(str, earlier)))  # fmt: skip
     _ = Experiment([run]).method, Experiment([run]).setting()
     return run
 
@@ -297,10 +306,12 @@ def _evaluation(record: dict[str, Any], path: Path, note: Callable[[str], None])
         raise ValueError("figures out of range")
     first, seeds = runs[0], {run.seed for run in runs}
     settings = {k: v for k, v in first.settings.items() if all(run.settings.get(k) == v for run in runs)}
+    known = [run.earlier for run in runs if run.earlier is not None]
     return Measured(
         record["name"], first.seed if len(seeds) == 1 else None, settings if several else first.settings, first.config,
         checkpoints, target, confusion=record.get("confusion"), adapt_bn=record["adapt_bn"],
         members=tuple(sorted(method_name(run.settings) for run in runs)) if several else (),
+        earlier=tuple(sorted({name for one in known for name in one})) if len(known) == len(runs) else None,
     )  # fmt: skip
 
 
@@ -341,9 +352,13 @@ def _by(size: Sequence[int]) -> str:
 
 def experiments(runs: Sequence[Measured]) -> list[Experiment]:
     """Runs grouped, in the order of their first; each labelled by its method and what tells it from the others."""
-    groups: dict[str, Experiment] = {}
+    known: dict[str, set[tuple[str, ...]]] = {}
     for run in runs:
-        groups.setdefault(run.key, Experiment()).runs.append(run)
+        known.setdefault(run.key, set()).update(() if run.earlier is None else [run.earlier])
+    groups: dict[tuple[str, tuple[str, ...] | None], Experiment] = {}
+    for run in runs:  # those that do not say belong to the others, unless these are of several kinds
+        kind = run.earlier if len(known[run.key]) > 1 else None
+        groups.setdefault((run.key, kind), Experiment()).runs.append(run)
     found = list(groups.values())
     labels = told_apart(found, lambda e: e.method)
     for place, (experiment, label) in enumerate(zip(found, labels, strict=True)):
@@ -354,15 +369,22 @@ def experiments(runs: Sequence[Measured]) -> list[Experiment]:
 
 def told_apart(experiments: Sequence[Experiment], short: Callable[[Experiment], str]) -> list[str]:
     """Each experiment's short name, with the settings that tell it from others of that name: where it has another
-    value than most of them, or, without a majority, than none and off."""
+    value than most of them, or, without a majority, than none and off; with the earlier networks where these alone
+    differ."""
     named = []
     for own in experiments:
         alike = [other.settings for other in experiments if short(other) == short(own)]
         keys = dict.fromkeys(key for settings in alike for key in settings)
         differing = [key for key in keys if not _usual(own.settings.get(key), [s.get(key) for s in alike])]
-        words = " ".join([short(own), *(f"{key}={in_short(own.settings.get(key))}" for key in differing)])
-        named.append("".join(letter if letter.isprintable() else "?" for letter in words))
-    return named
+        named.append(" ".join([short(own), *(f"{key}={in_short(own.settings.get(key))}" for key in differing)]))
+    kinds: dict[str, set[tuple[str, ...]]] = {}
+    for own, name in zip(experiments, named, strict=True):
+        kinds.setdefault(name, set()).add(own.earlier)
+    named = [
+        f"{name}, {'; '.join(own.earlier)}" if own.earlier and len(kinds[name]) > 1 else name
+        for own, name in zip(experiments, named, strict=True)
+    ]
+    return ["".join(letter if letter.isprintable() else "?" for letter in name) for name in named]
 
 
 def _usual(value: Any, values: Sequence[Any]) -> bool:

@@ -102,6 +102,7 @@ def test_the_target_is_split_by_the_networks_entropy_and_labelled_by_it(
     arguments = json.loads((tmp_path / "intra/config.json").read_text())["arguments"]
     assert (arguments["gta5"], arguments["easy_share"], arguments["source_size"]) == (None, 0.67, [64, 32])
     assert method_name(arguments) == "IntraDA after upper bound (AdvEnt, depthwise)"
+    assert arguments["earlier_networks"] == ["intra tiny narrow, 2 steps"]
     assert script("eval", tmp_path / "intra", "--workers", 0).status == 0
     listed = cityscapes(city, "train", (64, 32), labelled=False, list_file=tmp_path / "intra/easy.txt")
     assert sorted(sample.name for sample in listed.samples) == sorted(names[:4])

@@ -416,6 +416,7 @@ def test_a_frozen_network_of_any_architecture_labels_and_the_small_one_is_kept(
     used = arguments(tmp_path / "run")
     assert (used["teacher"], len(used["teacher_sha256"])) == ("frozen", 64)
     assert used["teacher_method"] is None  # the checkpoint does not say
+    assert used["earlier_networks"] == ["teacher deeplabv2 resnet101, 0 steps"]
     assert script("eval", tmp_path / "run/checkpoint_last.pt", "--workers", 0, "--device", "cpu").status == 0
 
 

@@ -32,7 +32,7 @@ from reporting.results import experiments, find_runs, read_evaluations, read_run
 from reporting.student_tables import student_tables
 from reporting.tables import OTHERS, adversarial_with, assignment_tables, cost_table
 from training.board import WIDTH, dense, pictured
-from training.methods import method_name, started_from
+from training.methods import earlier_networks, method_name, started_from
 from utils.errors import UserError
 from utils.tables import NOT_RUN, Table, duration, latex, result_tables
 
@@ -455,6 +455,49 @@ def test_seeds_that_start_from_networks_of_their_own_are_one_experiment(copied):
     assert [len(one.runs) for one in found] == [2, 1, 1, 1]  # of earlier runs nobody knows
     assert found[0].label.startswith("source only + init FDA, beta 0.01")
     assert len({one.label for one in found}) == 4
+
+
+@pytest.mark.slow
+def test_seeds_whose_labellers_are_of_another_network_or_length_are_no_one_experiment(script, game, city, tmp_path):
+    labellers = {"narrow-0": ("--seed", 0), "narrow-1": ("--seed", 1), "wide": ("--backbone", "wide"), "long": ()}
+    made = []
+    for seed, (name, flags) in enumerate(labellers.items()):
+        steps = 2 if name == "long" else 1
+        assert script(*upper(city, tmp_path / name, "--max-steps", steps, *flags)).status == 0
+        made.append(tmp_path / f"after-{name}")
+        done = script("train_pseudo_labels", "--gta5", game, "--cityscapes", city, *SMALL, *SOURCE, "--max-steps", 1,
+                      "--max-class-share", 1, "--labeller", tmp_path / name, "--seed", seed,
+                      "--run-dir", made[-1])  # fmt: skip
+        assert done.status == 0, done.err
+
+    def found(*runs):
+        return [(e.label, len(e.runs)) for e in experiments([read_run(run) for run in runs])]
+
+    assert found(*made[:2]) == [("pseudo-labels", 2)]
+    said = ("narrow, 1 step", "wide, 1 step", "narrow, 2 steps")
+    grouped = [(f"pseudo-labels, labeller tiny {words}", n) for words, n in zip(said, (2, 1, 1), strict=True)]
+    assert found(*made) == grouped
+    printed = script("report", *made).out
+    assert all(f"tiny-narrow 48x32, labeller tiny {words}" in printed for words in said)
+
+    machine = ("--workers", 0, "--device", "cpu", "--mean", "--json", tmp_path / "means.json", "--force")
+    means = []
+    for pair in (made[:2], made[2:]):
+        assert script("eval", *pair, *machine).status == 0
+        means += read_evaluations(tmp_path / "means.json", print)
+    assert [len(e.runs) for e in experiments(means)] == [1, 1]
+
+    kept = json.loads((made[1] / "config.json").read_text())  # as of before this was recorded
+    del kept["arguments"]["earlier_networks"]
+    (made[1] / "config.json").write_text(json.dumps(kept))
+    assert found(*made[:2]) == [("pseudo-labels", 2)]
+    assert found(*made) == [(grouped[0][0], 1), ("pseudo-labels", 1), *grouped[1:]]
+
+    chained = {"init": made[2] / "checkpoint_best.pt", "labeller": [made[0] / "checkpoint_last.pt", tmp_path / "gone"]}
+    assert earlier_networks(chained) == [
+        "init tiny narrow, best epoch of 1 step (labeller tiny wide, 1 step)",
+        "labeller tiny narrow, 1 step (labeller tiny narrow, 1 step)",
+    ]
 
 
 def test_runs_of_other_data_or_that_were_changed_midway_are_no_seeds_of_one_experiment(copied):

@@ -299,6 +299,7 @@ def test_teacher_and_student_start_from_init(script, game, city, tmp_path, train
         torch.testing.assert_close(begun[name], held["weights"][name])  # an average of equals, rounded
         assert torch.equal(begun[name], held["training"]["student"][name])
     assert held["config"]["arguments"]["init_method"] == "upper bound"
+    assert held["config"]["arguments"]["earlier_networks"] == ["init tiny narrow, 2 steps"]
     assert not same(run("own", "--lr", 0)["weights"], held["weights"])
 
 

@@ -280,6 +280,7 @@ def test_a_run_from_before_there_were_rules_goes_on_by_bdls(script, command, tmp
     config = json.loads((run / "config.json").read_text())
     assert config["arguments"].pop("rule") == "bdl"
     assert config["arguments"].pop("labeller_method") == ["upper bound"]
+    assert config["arguments"].pop("earlier_networks") == ["labeller tiny narrow, 2 steps"]
     (run / "config.json").write_text(json.dumps(config))
     done = script(*command(run, "--max-steps", 1, "--resume"))
     assert done.status == 0, done.err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from adaptation.sac import LEAST
 from adaptation.translation import TRANSLATIONS
 from datasets.domains import SOURCES, sources_of
 from models import SEGMENTERS
+from utils.files import is_there
+from utils.tables import counted
 
 from .checkpoint import load_checkpoint
 from .resumption import arguments_of
@@ -45,6 +47,33 @@ def trained_as(path: Path) -> str | None:
         return method_name(arguments_of(config))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def earlier_networks(given: Mapping[str, Any]) -> list[str]:
+    """The networks that a run with these arguments starts from or has its labels from, each by its role, architecture
+    and steps, and in brackets those that it came from itself: `labeller bisenet resnet18, 8000 steps`. A method's name
+    says neither. One that lies there no more is left out: only a run that goes on does without."""
+    roles = {"init": [given.get("init")], "intra": [given.get("intra")], "teacher": [given.get("teacher_checkpoint")]}
+    roles["labeller"] = given.get("labeller") or []
+    return [
+        f"{role} {_trained_for(path)}"
+        for role, paths in roles.items()
+        for path in paths
+        if path is not None and is_there(path)
+    ]
+
+
+def _trained_for(path: Path) -> str:
+    """Architecture and steps of a checkpoint's network, in words."""
+    checkpoint = load_checkpoint(path)
+    network, config = checkpoint["network"], checkpoint["config"]
+    length, planned = counted(checkpoint.get("step"), "step"), config.get("total_steps")
+    if "training" not in checkpoint and planned is not None:
+        length = f"best epoch of {counted(planned, 'step')}"  # which is another in each seed
+    before = config.get("arguments", {}).get("earlier_networks")
+    return f"{network.get('name')} {network.get('backbone')}, {length}" + (
+        f" ({'; '.join(map(str, before))})" if before and isinstance(before, list) else ""
+    )
 
 
 def started_from(settings: dict[str, Any]) -> str | None:

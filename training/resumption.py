@@ -32,6 +32,7 @@ FREE = {
     "labeller_method",
     "round",
     "init_method",
+    "earlier_networks",
     "intra",
     "intra_after",
     "intra_protocol",

@@ -47,7 +47,7 @@ from .directory import DirectoryClaim
 from .evaluator import Evaluator
 from .gradients import Gradients, compiled
 from .journal import Journal, oracle
-from .methods import trained_as
+from .methods import earlier_networks, trained_as
 from .preparation import Preparation
 from .progress import Progress
 from .provenance import configuration
@@ -70,6 +70,7 @@ class Run:
         self._init, self._compile, self._root = args.init, args.compile, args.root
         self.progress = Progress.planned(len(epoch_of), args.batch_size, args.epochs, args.max_steps)
         args.init_method = None if args.init is None or not is_there(args.init) else trained_as(args.init)
+        args.earlier_networks = earlier_networks(vars(args))
         self.config = configuration(vars(args), self.progress, (epoch_of, *others), self.device)
         self.gradients = Gradients(args.precision, args.accumulate, self.device, self.log)
         self._bad = BadSamples(self.directory, args.max_bad_share)
