@@ -32,8 +32,13 @@ def test_a_network_whose_outputs_are_no_numbers_has_no_figures(script, city, tra
     save_checkpoint(diverged, content)
     labelled = ("--cityscapes", city, *SMALL, "--max-steps", 1)
     game = ("--gta5", write_gta5(tmp_path / "game"), *SOURCE)
+    machine = ("--workers", 0, "--device", "cpu")
+    done = script("eval", diverged, *machine, "--json", tmp_path / "figures.json")
+    assert done.status == 0, done.err
+    assert "note: the network's outputs are no numbers (NaN or infinite), so it predicts nothing" in done.out
+    (found,) = json.loads((tmp_path / "figures.json").read_text())["evaluations"]
+    assert (found["accuracy"], found["miou"], found["entropy"], {*found["iou"].values()}) == (None, None, None, {None})
     for name, command in {
-        "eval": (diverged, "--workers", 0, "--device", "cpu"),
         "train_pseudo_labels": (*labelled, *game, "--labeller", diverged, "--run-dir", tmp_path / "self"),
         "train_adversarial": (*labelled, *INTRA, diverged, "--run-dir", tmp_path / "intra"),
         "predict": (diverged, city / "leftImg8bit/val", "--out", tmp_path / "out", "--device", "cpu"),

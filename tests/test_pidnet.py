@@ -252,7 +252,7 @@ def test_its_own_loss_is_the_default_and_no_variation(script, city, tmp_path):
 @pytest.mark.slow
 def test_labels_that_a_network_made_teach_no_boundary(script, game, city, tmp_path, monkeypatch):
     """The boundary head moves with the source's loss, and without it stays where it was."""
-    source = source_only(game, city, tmp_path / "source", "--model", "pidnet", "--max-steps", 1)
+    source = source_only(game, city, tmp_path / "source", "--model", "pidnet", "--max-steps", 1, "--lr", 1e-5)
     assert script(*source).status == 0
     seen = []
     monkeypatch.setattr("adaptation.losses.boundary_loss", lambda *args: seen.append(args) or boundary_loss(*args))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptation.entropy import prediction_entropy
 from datasets.appearance import to_float
 from datasets.labels import Protocol
-from utils.distributed import from_each, sum_over_ranks
+from utils.distributed import from_each, rank, sum_over_ranks
 from utils.errors import UserError
 from utils.metrics import ConfusionMatrix
 
@@ -31,7 +31,7 @@ def require_numbers(outputs: Tensor) -> None:
     if not bool(torch.isfinite(outputs).all()):
         raise UserError(
             "the network's outputs are no numbers (NaN or infinite), so it predicts nothing: its training has "
-            "diverged; train it anew with a lower --lr"
+            "diverged or hardly begun; train it longer, or anew with a lower --lr"
         )
 
 
@@ -53,7 +53,8 @@ def evaluate(
     [1, C, H, W], label)` is called for every picture. Leaves the model in evaluation mode.
 
     Of several ranks each brings the batches that `evaluation_loader` shares out, and all get the figures of the whole
-    set: to the bit those that one process computes. Raises `UserError` for a network whose outputs are no numbers.
+    set: to the bit those that one process computes. Where the network's outputs are no numbers all figures are None,
+    and a note says so: the argmax of NaN is the first class.
     """
     model.eval()
     matrix = ConfusionMatrix(len(class_names))
@@ -72,7 +73,11 @@ def evaluate(
     each_rank = from_each((pictures, torch.stack(entropies).tolist() if entropies else []))
     in_order = itertools.zip_longest(*(of_batches for _, of_batches in each_rank), fillvalue=0.0)
     entropy = sum(itertools.chain.from_iterable(in_order))  # in the order of one process
-    require_numbers(torch.tensor(entropy))
+    finite = math.isfinite(entropy)
+    if not finite:
+        matrix = ConfusionMatrix(len(class_names))
+        if rank() == 0:
+            print("note: the network's outputs are no numbers (NaN or infinite), so it predicts nothing: no figures")
     pictures = sum(number for number, _ in each_rank)
     iou = matrix.iou().tolist()
     return {
@@ -82,7 +87,7 @@ def evaluate(
         **({} if protocol is None else protocol_means(matrix, class_names, protocol)),
         "iou": {name: _number(value) for name, value in zip(class_names, iou, strict=True)},
         "classes_evaluated": int(matrix.present().sum()),
-        "entropy": entropy / max(1, pictures),
+        "entropy": entropy / max(1, pictures) if finite else None,
         "pictures": pictures,
         "confusion": matrix.matrix.tolist(),
     }

@@ -82,7 +82,7 @@ def summary_row(name: str, metrics: dict[str, Any]) -> list[str]:
         percent(metrics["miou"]),
         percent(metrics["mean_class_accuracy"]),
         str(metrics["classes_evaluated"]),
-        f"{metrics['entropy']:.3f}",
+        "-" if metrics["entropy"] is None else f"{metrics['entropy']:.3f}",
     ]
 
 
