@@ -94,15 +94,15 @@ def segmenter(args: argparse.Namespace, num_classes: int, multi_level: bool = Fa
         )
     except ValueError as error:  # WeightsError is one
         raise UserError(str(error)) from None
-    if getattr(args, "bn_statistics", "both") == "target" and not model.batch_norms():
-        raise UserError(f"--bn-statistics target: {network.title} has no batch normalisation, and so no statistics")
-    if getattr(args, "bn_statistics", "both") == "target" and not any(
-        layer.training for layer in model.train().batch_norms()
-    ):
-        raise UserError(
-            f"--bn-statistics target: {network.title} keeps the statistics of its pretrained weights; leave the flag "
-            "out, or take --weights none"
-        )
+    if getattr(args, "bn_statistics", "both") == "target":
+        layers = model.train().batch_norms()
+        if not layers:
+            raise UserError(f"--bn-statistics target: {network.title} has no batch normalisation, and so no statistics")
+        if not any(layer.training for layer in layers):
+            raise UserError(
+                f"--bn-statistics target: {network.title} keeps the statistics of its pretrained weights; leave the "
+                "flag out, or take --weights none"
+            )
     trained = sum(parameter.numel() for parameter in model.parameters())
     start = f"weights of {args.run_dir if resumed else args.init}" if replaced else model.weights_report
     print(f"{args.model}, {trained:,} parameters in training; {start}")
