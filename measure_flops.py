@@ -28,7 +28,7 @@ from models.deployment import Deployed
 from reporting.costs import FEATURES_NOTE, count, example, networks
 from training.gradients import PRECISIONS
 from training.provenance import device_name
-from utils.files import write_atomically, write_json
+from utils.files import require_place, write_atomically, write_json
 from utils.flags import default_device, device, positive, size
 from utils.tables import markdown
 
@@ -75,9 +75,10 @@ def main() -> None:
     chosen = {name: build for name, build in known.items() if any(text in name for text in args.only)}
     if not chosen:
         raise UserError(f"--only {' '.join(args.only)}: no network is called so; there are {', '.join(known)}")
-    for path in (args.json, args.markdown):
-        if path is not None and path.exists():
+    for path in (path for path in (args.json, args.markdown) if path is not None):
+        if path.exists():
             raise UserError(f"{path} exists; name a new file, nothing is overwritten")
+        require_place(path)
     costs = {}
     for name, build in chosen.items():
         model = build().eval()

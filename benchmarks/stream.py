@@ -39,7 +39,7 @@ from training.evaluation import predict  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
 from utils.bar import tracked  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
-from utils.files import write_json  # noqa: E402
+from utils.files import require_place, write_json  # noqa: E402
 from utils.flags import add_machine_flags, positive  # noqa: E402
 from utils.metrics import ConfusionMatrix  # noqa: E402
 from utils.tables import markdown, percent  # noqa: E402
@@ -67,6 +67,8 @@ def timed(network: nn.Module, inputs: Tensor) -> tuple[Tensor, float]:
 
 def main() -> None:
     args = parse_args()
+    if args.json is not None:
+        require_place(args.json)
     checkpoint = load_checkpoint(args.checkpoint)
     run, classes = trained_with(checkpoint, args.checkpoint), classes_of(checkpoint)
     given = run | {"limit": args.limit}

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import read_json, write_atomically, write_json
+from utils.files import read_json, require_place, write_atomically, write_json
 
 NAME = "manifest.json"
 
@@ -24,6 +24,7 @@ class OwnFolder:
         self.folder, self.before, self.written = folder, {}, {}
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; name a folder")
+        require_place(folder, folder=True)
         if not folder.exists() or not any(folder.iterdir()):
             return
         try:

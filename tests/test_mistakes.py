@@ -8,6 +8,8 @@ from PIL import Image
 
 import train_gta5
 from training.checkpoint import save_checkpoint
+from utils.errors import UserError
+from utils.files import require_place
 
 
 def test_mistakes_in_data_are_one_line(script, city, game, tmp_path):
@@ -283,3 +285,20 @@ def test_a_place_that_cannot_be_used_is_one_line(script, city, game, tmp_path):
     (tmp_path / "file").touch()
     below = script("tables", "--gta5", game, "--cityscapes", city, "--out", tmp_path / "file/tables")
     assert "Not a directory" in one_line_error(below)
+
+
+def test_a_place_for_figures_is_looked_at_before_the_work(script, trained, tmp_path, monkeypatch):
+    missing, below = tmp_path / "no/figures.json", tmp_path / "file/out"
+    (tmp_path / "file").touch()
+    for command in (("measure_flops", "--json", missing), ("measure_flops", "--markdown", missing)):
+        assert "does not exist" in one_line_error(script(*command))
+    for command in (("eval", trained, "--json"), ("eval", trained, "--save-side-by-side")):
+        assert "is no folder" in one_line_error(script(*command, below))
+    assert "is no folder" in one_line_error(script("report", trained.parent, "--out", below))
+    for folder in (False, True):
+        require_place(tmp_path / "new", folder)
+    require_place(tmp_path / "new/and/deeper", folder=True)
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    for folder in (False, True):
+        with pytest.raises(UserError, match="cannot be written to"):
+            require_place(tmp_path / "new", folder)

@@ -15,7 +15,7 @@ from datasets.geometry import resize_image, resize_label
 from datasets.labels import Classes, to_cityscapes_ids
 from datasets.pictures import panel
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, require_place
 
 from .evaluation import predict
 
@@ -36,6 +36,7 @@ class SavedPictures:
                 raise UserError(f"{folder} exists and is not empty; name a new folder, nothing is overwritten")
             if folder.resolve() in named:
                 raise UserError(f"{folder}: two kinds of pictures would be saved there; name a folder for each")
+            require_place(folder, folder=True)
             named.append(folder.resolve())
 
     def saver(
@@ -85,9 +86,10 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 def require_new_json(path: Path | None, force: bool) -> None:
     """With `force` figures of an earlier evaluation may be replaced, anything else may not. Raises `UserError`."""
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"--json {path}: the folder {path.parent} does not exist")
-    if path is None or not path.exists():
+    if path is None:
+        return
+    require_place(path)
+    if not path.exists():
         return
     try:
         own = "evaluations" in read_json(path)

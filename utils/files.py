@@ -44,6 +44,19 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def require_place(path: Path, folder: bool = False) -> None:
+    """Raises `UserError` where no file can be written at `path` or, with `folder`, no folder be made and filled there.
+    It is asked before the work whose figures would be lost."""
+    places = [path, *path.parents] if folder else [path.parent]
+    home = next((place for place in places if is_there(place)), None)
+    if home is None:
+        raise UserError(f"{path}: the folder {path.parent} does not exist; make it, or name another")
+    if not home.is_dir():
+        raise UserError(f"{path}: {home} is no folder; name another place")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: the folder {home} cannot be written to; name another place")
+
+
 def sync(folder: Path) -> None:
     """Makes renames in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
