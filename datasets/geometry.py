@@ -86,7 +86,8 @@ def _scaled_window(
     """The window of `size` at (left, top) of the image [3, h, w] resized to `scaled`, padded where it is smaller.
 
     An enlargement by a ratio of small whole numbers is made of the piece under the window alone, cut at multiples of
-    the ratio's denominator, where the grids of both sizes meet: the same pixels for a fraction of the work.
+    the ratio's denominator, where the grids of both sizes meet: the same pixels for a fraction of the work. (In torch
+    2.4 some values differ by 1.)
     """
     height, width = image.shape[-2:]
     ratio = Fraction(scale).limit_denominator(16)
