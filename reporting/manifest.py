@@ -22,8 +22,6 @@ class OwnFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.before, self.written = folder, {}, {}
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; name a folder")
         require_place(folder, folder=True)
         if not folder.exists() or not any(folder.iterdir()):
             return
