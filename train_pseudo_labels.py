@@ -17,6 +17,9 @@ Each round starts anew from --weights or --init; with --continue, from the netwo
 of --loss on both domains, equally weighted; what CRST, IAST and ProDA do there are flags. Both domains pass through the
 network in training, so batch normalisation's running statistics mix the two, unless --bn-statistics target keeps the
 target's alone.
+
+Not built of CBST's public code: spatial priors, target crops around rare classes, and one source picture to about four
+of the target. Here it is one to one.
 """
 
 from __future__ import annotations

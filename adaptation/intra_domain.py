@@ -2,6 +2,10 @@
 
 A network ranks the target's pictures by how unsure it is of them. Of the easy ones its predictions serve as labels, and
 they become the source of a second adaptation; the hard ones are its target. Pictures with few classes rank as easy.
+
+Two things of the public code are not done here. It chooses the first network by the target's val labels. And it has a
+factor for SYNTHIA, by which pictures with many rare classes rank as easier. Whoever follows its README has it for GTA5
+too, since `--normalize False` is parsed as true.
 """
 
 from __future__ import annotations

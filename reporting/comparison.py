@@ -69,7 +69,7 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
     for e in experiments:
         named.setdefault(e.method, []).append(e)
     for row, found in named.items():
-        others = [published.METHODS.get(row, "-"), published.OTHER_REPORTS.get(row, "-")]
+        others = [published.by_others(row), published.OTHER_REPORTS.get(row, "-")]
         for e in found:
             gap, differing = _gap(e, experiments)
             own = [*measured(e), *(e.figure("target", mean) for mean in means)]

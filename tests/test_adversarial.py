@@ -288,6 +288,25 @@ def test_the_auxiliary_entropy_has_its_own_weight(batch):
     assert all(torch.allclose(expected[name], found[name], rtol=1e-4, atol=1e-7) for name in expected)
 
 
+@pytest.mark.parametrize("variant", ["entropy range", "class prior"])
+def test_the_step_has_advents_variants_with_their_weights(batch, variant):
+    images, labels, target = batch
+    torch.manual_seed(0)
+    model = build_segmenter("tiny").train()
+    plain, least = copy.deepcopy(model), torch.zeros(19)
+    least[3] = 1.0  # of one class, more than it can have; lifting all would have no gradient
+    flags = {"entropy range": {"entropy_range": 0.3}, "class prior": {"least": least, "lambda_prior": 0.7}}[variant]
+    segmenter_gradients(AdversarialStep(model, [], silent, lambda_entropy=(0.5,), **flags), images, labels, target)
+    segmentation_loss(plain(images), labels).backward()
+    logits, _ = plain(target)
+    if variant == "entropy range":
+        (0.5 * min_entropy_loss(logits, 0.3)).backward()
+    else:
+        (0.5 * min_entropy_loss(logits) + 0.7 * class_prior_loss(logits, least)).backward()
+    expected, found = gradients(plain), gradients(model)
+    assert all(torch.allclose(expected[name], found[name], rtol=1e-4, atol=1e-7) for name in expected)
+
+
 def test_the_entropy_range_takes_the_unsure_pixels_of_each_picture():
     torch.manual_seed(0)
     logits = torch.randn(2, 5, 4, 10) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
@@ -314,6 +333,14 @@ def test_the_class_prior_pulls_up_what_a_picture_lacks():
     assert (logits.grad[0, 1:] < 0).all()  # descent raises what is missing
 
 
+def test_other_weights_than_advents_are_named():
+    settings = {"script": "train_adversarial", "discriminator": "none", "input": "softmax", "level": "output",
+                "min_entropy": True, "lambda_entropy": 0.1, "class_prior": 0.5, "lambda_prior": 10.0}  # fmt: skip
+    assert method_name(settings) == "MinEnt, weight 0.1 + class prior 0.5, weight 10"
+    assert method_name(settings | {"lambda_entropy": 1e-3, "class_prior": 0.0}) == "MinEnt"
+    assert method_name(settings | {"lambda_entropy": 0.0, "class_prior": 0.0}) == "target forward pass, weight 0"
+
+
 def test_advents_variants_have_names():
     settings = {"script": "train_adversarial", "discriminator": "none", "lambda_entropy": 1e-3, "min_entropy": True,
                 "level": "multi", "lambda_entropy_aux": 2e-4, "entropy_range": 0.3, "class_prior": 0.5}  # fmt: skip
@@ -329,11 +356,14 @@ def test_class_shares_are_those_of_labelled_pixels():
 
 
 def test_the_class_prior_is_the_sources(script, game, city, tmp_path, monkeypatch):
-    seen = []
+    seen, steps = [], []
+    monkeypatch.setattr("train_adversarial.AdversarialStep",
+                        lambda *given, **named: steps.append(named) or AdversarialStep(*given, **named))  # fmt: skip
     monkeypatch.setattr("train_adversarial.class_prior_loss",
                         lambda logits, least: seen.append(least) or class_prior_loss(logits, least))  # fmt: skip
     flags = ("--discriminator", "none", "--min-entropy", "--class-prior", 0.5, "--level", "multi",
-             "--lambda-entropy-aux", 2e-4, "--max-steps", 1)  # fmt: skip
+             "--lambda-entropy-aux", 2e-4, "--entropy-range", 0.3, "--lambda-prior", 0.02,
+             "--max-steps", 1)  # fmt: skip
     done = script(*adversarial(game, city, tmp_path / "run", *flags))
     assert done.status == 0, done.err
     labels = np.concatenate([train_ids(number).flatten() for number in range(6)])
@@ -341,6 +371,8 @@ def test_the_class_prior_is_the_sources(script, game, city, tmp_path, monkeypatc
     assert seen[0].tolist() == pytest.approx((0.5 * shares).tolist(), abs=1e-6)
     train = json.loads((tmp_path / "run/metrics.jsonl").read_text())["train"]
     assert {"class_prior", "min_entropy", "min_entropy_auxiliary"} <= train.keys()
+    assert (steps[0]["entropy_range"], steps[0]["lambda_prior"]) == (0.3, 0.02)
+    assert steps[0]["lambda_entropy"] == (1e-3, 2e-4)
 
 
 # The script

@@ -221,6 +221,14 @@ def test_an_interrupted_run_goes_on_exactly(script, game, city, tmp_path, monkey
     assert {"discriminator0", "discriminator0_optimizer", "discriminator0_schedule"} <= set(straight["training"])
 
 
+def test_the_script_trains_by_its_loss(script, game, city, tmp_path, monkeypatch) -> None:
+    used, loss = [], View.loss
+    monkeypatch.setattr(View, "loss", lambda self, gan, *rest: used.append(gan) or loss(self, gan, *rest))
+    done = script(*fada(game, city, tmp_path / "run", "--max-steps", 1))
+    assert done.status == 0, done.err
+    assert used == [CLASS_LEVEL] * 3  # the segmenter's, and the discriminator's of each domain
+
+
 def test_what_does_not_go_with_it_is_refused(script, game, city, tmp_path) -> None:
     run = tmp_path / "run"
     without_level = [flag for flag in fada(game, city, run) if flag not in FADA[2:]]

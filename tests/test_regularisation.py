@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ import torch.nn.functional as F
 from conftest import SMALL, SOURCE, one_line_error, same
 from torch import Tensor
 
-from adaptation.losses import LOSSES, cross_entropy, symmetric
+from adaptation.losses import LOSSES, cross_entropy, segmentation_loss, symmetric
 from adaptation.regularisation import ignored_entropy, regularised, uniform_divergence
 from datasets.labels import IGNORE
 from models.bisenet import BiSeNet
+from training.building import pseudo_label_loss
 from training.checkpoint import load_checkpoint
+from training.gradients import Gradients
 from training.methods import method_name
 from utils.distributed import note_parts
 
@@ -128,6 +132,21 @@ def test_parts_of_a_batch_count_by_their_own_pixels() -> None:
         assert torch.allclose(torch.cat(found), whole, atol=1e-7)
 
 
+def test_main_and_auxiliary_outputs_have_the_whole_loss() -> None:
+    """Of --target-loss, --mrkld and --lambda-entropy; an output of boundaries has none."""
+    logits, labels = batch()
+    auxiliary, boundaries = logits.flip(1) / 2, logits[:, :1]
+    args = argparse.Namespace(target_loss="sce", loss="ce", mrkld=0.1, lambda_entropy=0.4, workers=0, device="cpu")
+    criterion = partial(segmentation_loss, auxiliary_weight=0.5, pixel_loss=cross_entropy)
+    found = pseudo_label_loss(args, criterion, None)((logits, (auxiliary, boundaries)), labels)
+
+    def whole(output: Tensor) -> Tensor:
+        regularisers = 0.1 * uniform_divergence(output, labels) + 0.4 * ignored_entropy(output, labels)
+        return symmetric(output, labels) + regularisers
+
+    assert torch.allclose(found, whole(logits) + 0.5 * whole(auxiliary))
+
+
 # The script
 
 
@@ -186,6 +205,16 @@ def test_at_weight_zero_the_source_does_not_pass_and_the_target_does_not_teach(
     assert "nothing is left" in one_line_error(
         script(*command(tmp_path / "none", "--lambda-source", 0, "--lambda-target", 0))
     )
+
+
+def test_each_domain_counts_by_its_weight(script, command, tmp_path, monkeypatch) -> None:
+    seen, backward = [], Gradients.backward
+    monkeypatch.setattr(Gradients, "backward", lambda self, loss, *weight: seen.append(float(loss.detach()))
+                        or backward(self, loss, *weight))  # fmt: skip
+    flags = ("--lambda-source", 0.5, "--lambda-target", 3, "--max-steps", 1)
+    assert script(*command(tmp_path / "weighed", *flags)).status == 0
+    logged = losses_of(tmp_path / "weighed")
+    assert seen == pytest.approx([0.5 * logged["loss"], 3 * logged["loss_target"]])
 
 
 def test_the_loss_is_part_of_the_name() -> None:

@@ -292,6 +292,9 @@ def test_the_names_of_the_rules() -> None:
                 "portion": 0.25, "label_flip": True, "continue": True, "labeller": ["a.pt"], "init": None}  # fmt: skip
     assert method_name(settings) == "pseudo-labels by CBST's rule, mirrored too, portion 0.25, from the labeller"
     assert started_from(settings) == "a.pt"
+    assert method_name(settings | {"rule": "bdl", "continue": False, "label_flip": False, "confidence": 0.5}) == (
+        "pseudo-labels, confidence 0.5"
+    )
     plain = settings | {"rule": "iast", "portion": 0.2, "label_flip": False, "continue": False}
     assert method_name(plain) == "pseudo-labels by IAST's rule"
     assert started_from(plain) is None

@@ -12,6 +12,7 @@ from adaptation.sac import ClassPrior, confident_focal_loss, labels_by_threshold
 from adaptation.views import Views, averaged, draw_views, unwarp, warp
 from datasets.appearance import to_float
 from models import build_segmenter
+from reporting.published import METHODS, by_others
 from training.checkpoint import load_checkpoint
 from training.gradients import Gradients
 from training.methods import method_name
@@ -298,6 +299,11 @@ def test_teacher_and_student_start_from_init(script, game, city, tmp_path, train
     for name, _ in build_segmenter("tiny").named_parameters():
         torch.testing.assert_close(begun[name], held["weights"][name])  # an average of equals, rounded
         assert torch.equal(begun[name], held["training"]["student"][name])
+    moved = run("moved", "--init", trained)  # the first step forgets nothing of it
+    for name, _ in build_segmenter("tiny").named_parameters():
+        mean = 0.9 * begun[name] + 0.1 * moved["training"]["student"][name]
+        torch.testing.assert_close(moved["weights"][name], mean)
+    assert not same(begun, moved["weights"])
     assert held["config"]["arguments"]["init_method"] == "upper bound"
     assert held["config"]["arguments"]["earlier_networks"] == ["init tiny narrow, 2 steps"]
     assert not same(run("own", "--lr", 0)["weights"], held["weights"])
@@ -326,3 +332,6 @@ def test_reports_say_what_is_not_published() -> None:
     assert method_name(published) == "SAC"
     other = published | {"views": 2, "decay": 0.95, "init": "runs/fda/checkpoint_last.pt"}
     assert method_name(other) == "SAC, views 2, decay 0.95 + init checkpoint_last.pt"
+    from_adapted = published | {"init": "runs/fda/checkpoint_last.pt"}  # as the paper does
+    assert by_others(method_name(from_adapted)) == METHODS["SAC"]
+    assert by_others(method_name(other)) == "-"

@@ -1,5 +1,6 @@
 """The training scripts as a user runs them: same seed same run, resumption, flags that mean what they say."""
 
+import importlib
 import json
 
 import pytest
@@ -117,6 +118,25 @@ def test_defaults_are_the_papers_and_the_reports(city, monkeypatch):
     flags = ("--batch-size", "2", "--lr", "1", "--weight-decay", "0", "--flip", "0.15", "--scales", "1,2",
              "--aux-weight", "0.4", "--backbone", "resnet101")  # fmt: skip
     assert parsed("--settings", "report", *flags) == (2, 1.0, 0.0, 0.15, (1.0, 2.0), 0.4, "resnet101")
+
+
+PUBLISHED = {
+    "train_adversarial": {"lambda_adv": 1e-3, "lambda_adv_aux": 2e-4, "lr_d": 1e-4, "lambda_entropy": 1e-3,
+                          "entropy_range": 1.0, "class_prior": 0.0, "gan": "vanilla"},
+    "train_pseudo_labels": {"rule": "bdl", "percentile": 50.0, "confidence": 0.9, "portion": 0.2, "portion_step": 0.05,
+                            "portion_max": 0.5, "lambda_source": 1.0, "lambda_target": 1.0, "mrkld": 0.0},
+    "train_dacs": {"decay": 0.99, "confidence": 0.968, "lambda_mix": 1.0, "lambda_mask": 0.0},
+    "train_sac": {"decay": 0.9999, "confidence": 0.2, "lambda_target": 5.0, "views": 4},
+}  # fmt: skip
+"""AdaptSegNet's and ADVENT's; BDL's and CBST's; DACS's; SAC's."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_methods_defaults_are_the_published_ones(name, city, game, trained, monkeypatch):
+    labeller = ["--labeller", str(trained)] if name == "train_pseudo_labels" else []
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--gta5", str(game), "--cityscapes", str(city), *labeller])
+    args = vars(importlib.import_module(name).parse_args())
+    assert {flag: args[flag] for flag in PUBLISHED[name]} == PUBLISHED[name]
 
 
 def test_jitter_and_blur_have_the_reports_constants_and_differ_between_pictures():

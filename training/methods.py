@@ -33,6 +33,8 @@ PLAIN = {
     "init": None,
 }
 """What a method's name does not say: the values in which it is as published."""
+WEIGHT = 1e-3
+"""Of MinEnt's loss, as published; and of the loss on the class prior, which has no published one."""
 FADA = "class"
 """The discriminator that makes a method FADA, which looks at features."""
 PLAIN_SELF_TRAINING = {"target_loss": None, "mrkld": 0, "lambda_entropy": 0, "lambda_source": 1, "lambda_target": 1}
@@ -138,6 +140,8 @@ def _adversarial(settings: dict[str, Any]) -> str:
         plain = f"{INPUTS[settings['input']].title}, {settings['discriminator']}"
         words = "FADA" if settings["discriminator"] == FADA else plain
         words += " + MinEnt" if settings["min_entropy"] else ""
+    if settings["min_entropy"] and settings["lambda_entropy"] not in (0, WEIGHT):
+        words += f", weight {settings['lambda_entropy']:g}"
     if settings["min_entropy"] and settings.get("entropy_range", 1) < 1:
         words += f" on {settings['entropy_range']:.0%} of the pixels"
     if settings["min_entropy"] and settings["level"] == "multi" and settings.get("lambda_entropy_aux", 0) > 0:
@@ -146,7 +150,10 @@ def _adversarial(settings: dict[str, Any]) -> str:
         share = settings.get("easy_share") or 0.67
         after = f" after {settings['intra_after']}" if settings.get("intra_after") else ""
         words = f"IntraDA{after} ({words})" + (f", easy share {share:g}" if share != 0.67 else "")
-    return words + (f" + class prior {settings['class_prior']:g}" if settings.get("class_prior", 0) > 0 else "")
+    if settings.get("class_prior", 0) == 0:
+        return words
+    weight = settings.get("lambda_prior", WEIGHT)
+    return f"{words} + class prior {settings['class_prior']:g}" + (f", weight {weight:g}" if weight != WEIGHT else "")
 
 
 def _translation(settings: dict[str, Any]) -> str:
@@ -169,8 +176,8 @@ def _labelled(settings: dict[str, Any]) -> str:
     rule = RULES[settings["rule"]]
     words = rule.title + (" by AdaBN" if settings["adapt_bn"] else "")
     words += ", mirrored too" if settings.get("label_flip") else ""
-    for flag, plain in (("percentile", 50), ("portion", 0.2)):
-        if flag in rule.settings.values() and settings[flag] != plain:
+    for flag, plain in (("percentile", 50), ("confidence", 0.9), ("portion", 0.2)):
+        if flag in rule.settings.values() and settings.get(flag, plain) != plain:
             words += f", {flag} {settings[flag]:g}"
     return words + (", from the labeller" if settings.get("continue") else "")
 
