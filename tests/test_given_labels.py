@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, save, train_ids
+from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, save, train_ids, write_cityscapes
 from PIL import Image
 
 from adaptation.mixing import mix
@@ -128,6 +128,24 @@ def test_what_predict_writes_is_what_is_trained_on(
     assert script(*command("train_pseudo_labels", tmp_path / "own", "--init", trained, *flags)).status == 0
     given, own = (json.loads((tmp_path / name / "metrics.jsonl").read_text())["train"] for name in ("given", "own"))
     assert given["loss_target"] == own["loss_target"]
+
+
+def test_predictions_have_the_pictures_size_and_are_read_at_the_working_size(
+    script, game, trained, tmp_path, monkeypatch
+) -> None:
+    large, out, seen = write_cityscapes(tmp_path / "large", size=(96, 64)), tmp_path / "predicted", []
+    assert script("predict", trained, large / "leftImg8bit/train", "--out", out, "--device", "cpu").status == 0
+    monkeypatch.setattr("train_pseudo_labels.given_labels",
+                        lambda args, data: seen.append(given_labels(args, data)) or seen[-1])  # fmt: skip
+    done = script("train_pseudo_labels", "--gta5", game, "--cityscapes", large, *SMALL, *SOURCE, "--run-dir",
+                  tmp_path / "given", "--labels", out, "--max-steps", 1)  # fmt: skip
+    assert done.status == 0, done.err
+    for number, sample in enumerate(cityscapes(large, "train", (48, 32), labelled=False).samples):
+        (written,) = out.rglob(f"{sample.image.stem}_labelTrainIds.png")
+        pixels = np.array(Image.open(written))
+        assert pixels.shape == (64, 96)
+        read = seen[0].training_pair(number)[1].numpy()
+        assert (read == pixels[1::2, 1::2]).all()  # the pixel nearest to each centre
 
 
 @pytest.mark.slow
