@@ -3,17 +3,18 @@
 import argparse
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import one_line_error, write_gta5
 
-from benchmarks import loading, pseudo_labels, runtimes
+from benchmarks import adaptation, loading, pseudo_labels, runtimes
 from benchmarks.adaptation import CELLS, refused_by_network
 from benchmarks.evaluation import example, ours, plain
 from benchmarks.prototypes import prototypes, weights
 from benchmarks.runtimes import compiles
-from reporting.plan import Plan, slug
+from reporting.plan import SOURCE_ONLY, Plan, Row, slug
 
 
 def rows(out):
@@ -284,3 +285,16 @@ def test_a_rule_that_labels_all_is_as_right_as_its_network(script, trained):
     assert kept == 100
     assert float(found["all"][1].split(" / ")[0]) < 100
     assert f"| {right} " in script("eval", *flags, "--split", "train").out
+
+
+def test_a_cell_keeps_the_last_and_the_best_epoch_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(adaptation, "require_same_run", lambda *given: None)
+    (tmp_path / "config.json").write_text(json.dumps({"commit": "c", "device": "d"}))
+    figures = dict.fromkeys(adaptation.FIGURES, 0.2) | {"oracle": {"miou": 0.4}}
+    plan = SimpleNamespace(rows={"source only": Row(SOURCE_ONLY)}, run=lambda name, seed: figures,
+                           directory=lambda name, seed: tmp_path)  # fmt: skip
+    args = argparse.Namespace(cells=tmp_path, size=(48, 32), batch_size=2, steps=1, precision="fp32", model="tiny",
+                              backbone="narrow", data={}, device=torch.device("cpu"), split="val")  # fmt: skip
+    adaptation.keep_cell(args, plan, "source only", 0)
+    cell = adaptation.read_cell(args, "source only", 0)
+    assert (cell["miou"], cell["oracle"]) == (0.2, 0.4)

@@ -289,3 +289,60 @@ def test_the_table_of_methods_reads_it_from_one_root(monkeypatch):
     assert plan.command("upper bound", 0)[1:5] == ["--camvid-dusk", "C", *own]
     command = plan.command("DACS", 0)
     assert command[command.index("--camvid-day") :][:4] == ["--camvid-day", "C", *own]
+
+
+PUBLISHED = """
+64 128 64 Animal, 192 0 128 Archway, 0 128 192 Bicyclist, 0 128 64 Bridge, 128 0 0 Building, 64 0 128 Car,
+64 0 192 CartLuggagePram, 192 128 64 Child, 192 192 128 Column_Pole, 64 64 128 Fence, 128 0 192 LaneMkgsDriv,
+192 0 64 LaneMkgsNonDriv, 128 128 64 Misc_Text, 192 0 192 MotorcycleScooter, 128 64 64 OtherMoving,
+64 192 128 ParkingBlock, 64 64 0 Pedestrian, 128 64 128 Road, 128 128 192 RoadShoulder, 0 0 192 Sidewalk,
+192 128 128 SignSymbol, 128 128 128 Sky, 64 128 192 SUVPickupTruck, 0 0 64 TrafficCone, 0 64 64 TrafficLight,
+192 64 128 Train, 128 128 0 Tree, 192 128 192 Truck_Bus, 64 0 64 Tunnel, 192 192 0 VegetationMisc, 0 0 0 Void,
+64 192 0 Wall
+"""
+"""CamVid's label_colors.txt."""
+GROUPED = {
+    "Sky": "Sky",
+    "Building": "Archway Bridge Building Tunnel Wall",
+    "Pole": "Column_Pole TrafficCone",
+    "Road": "LaneMkgsDriv LaneMkgsNonDriv Road",
+    "Pavement": "ParkingBlock RoadShoulder Sidewalk",
+    "Tree": "Tree VegetationMisc",
+    "SignSymbol": "Misc_Text SignSymbol TrafficLight",
+    "Fence": "Fence",
+    "Car": "Car OtherMoving SUVPickupTruck Train Truck_Bus",
+    "Pedestrian": "Animal CartLuggagePram Child Pedestrian",
+    "Bicyclist": "Bicyclist MotorcycleScooter",
+}
+"""SegNet's 11 classes."""
+AS_CITYSCAPES = {
+    "road": "LaneMkgsDriv LaneMkgsNonDriv Road",
+    "sidewalk": "Sidewalk",
+    "building": "Building",
+    "wall": "Wall",
+    "fence": "Fence",
+    "pole": "Column_Pole",
+    "traffic light": "TrafficLight",
+    "traffic sign": "SignSymbol",
+    "vegetation": "Tree",
+    "terrain": "VegetationMisc",
+    "sky": "Sky",
+    "person": "Child Pedestrian",
+    "car": "Car SUVPickupTruck",
+    "bus": "Truck_Bus",
+    "train": "Train",
+    "motorcycle": "MotorcycleScooter",
+    "bicycle": "Bicyclist",
+}
+
+
+def test_the_labels_are_the_published_ones():
+    rows = [entry.split() for entry in PUBLISHED.replace("\n", " ").split(",")]
+    assert {name: meaning.colour for name, meaning in camvid.LABELS.items()} == {
+        name: tuple(map(int, colour)) for *colour, name in rows
+    }
+    for table, column in ((GROUPED, "group"), (AS_CITYSCAPES, "class_")):
+        expected = {label: name for name, labels in table.items() for label in labels.split()}
+        assert {name: getattr(meaning, column) for name, meaning in camvid.LABELS.items()} == {
+            name: expected.get(name) for name in camvid.LABELS
+        }

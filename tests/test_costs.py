@@ -1,10 +1,13 @@
 """measure_flops.py and benchmarks/adaptation.py: what they print is what was counted or run."""
 
 import json
+from argparse import Namespace
 
 import pytest
+import torch
 from conftest import one_line_error, run_once
 
+import measure_flops
 from benchmarks.adaptation import CELLS
 
 
@@ -102,3 +105,13 @@ def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game,
     message = one_line_error(script(*command("--seeds", 0, "--no-run", "--steps", 3, "--cells", tmp_path / "cells")))
     assert "other settings" in message
     assert set(CELLS) <= table.keys()
+
+
+def test_a_batch_is_timed_as_one_and_its_pictures_are_counted(monkeypatch):
+    seen, timed = [], measure_flops.timed
+    monkeypatch.setattr(measure_flops, "timed", lambda network, x: seen.append(len(x)) or timed(network, x))
+    args = Namespace(device=torch.device("cpu"), size=(64, 32), batch_size=2, runs=1, precision=None, compile=False)
+    found = measure_flops.timings(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval(), args)
+    assert set(seen) == {2}
+    for timing in found.values():
+        assert timing["images_per_second"] == pytest.approx(2e3 / timing["latency_median_ms"])

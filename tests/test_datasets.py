@@ -400,3 +400,20 @@ def test_a_picture_that_its_exif_data_turn_is_refused(tmp_path, orientation):
     else:
         with pytest.raises(UserError, match="turned by its EXIF data, and its label may not be"):
             check(data)
+
+
+def test_the_19_classes_have_the_published_ids_and_colours():
+    """cityscapesScripts' labels.py."""
+    published = """
+        7 road 128 64 128, 8 sidewalk 244 35 232, 11 building 70 70 70, 12 wall 102 102 156, 13 fence 190 153 153,
+        17 pole 153 153 153, 19 traffic light 250 170 30, 20 traffic sign 220 220 0, 21 vegetation 107 142 35,
+        22 terrain 152 251 152, 23 sky 70 130 180, 24 person 220 20 60, 25 rider 255 0 0, 26 car 0 0 142,
+        27 truck 0 0 70, 28 bus 0 60 100, 31 train 0 80 100, 32 motorcycle 0 0 230, 33 bicycle 119 11 32
+    """
+    rows = [entry.split() for entry in published.replace("\n", " ").split(",")]
+    for train_id, (number, *name, red, green, blue) in enumerate(rows):
+        assert CLASS_NAMES[train_id] == " ".join(name)
+        assert PALETTE[train_id].tolist() == [int(red), int(green), int(blue)]
+        assert CITYSCAPES_PALETTE[int(number)].tolist() == [int(red), int(green), int(blue)]
+        assert CITYSCAPES_ID_TO_TRAIN_ID[int(number)] == train_id
+    assert sum(train_id < 19 for train_id in CITYSCAPES_ID_TO_TRAIN_ID.values()) == 19

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SMALL, SOURCE, one_line_error, source_only, upper, write_cityscapes, write_gta5
 from PIL import Image
 from soak import INTRA
@@ -13,7 +14,9 @@ from adaptation.adabn import adapt_batch_norm
 from datasets import cityscapes
 from datasets.labels import CITYSCAPES_PALETTE, CLASS_NAMES
 from models.ensemble import MeanSoftmax
+from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from training.evaluation import predict
 from utils.metrics import ConfusionMatrix
 
 
@@ -303,3 +306,20 @@ def test_adabn_changes_statistics_alone_and_equals_the_plain_average(script, cit
     assert "+ AdaBN" in done.out
     with pytest.raises(ValueError, match="at least two"):
         adapt_batch_norm(model, [pictures[:1]], torch.device("cpu"))
+
+
+def test_predictions_are_enlarged_before_the_class_is_taken():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 5, 4, 6)
+    enlarged = F.interpolate(logits, size=(9, 11), mode="bilinear", align_corners=False)
+    assert torch.equal(predict(logits, (9, 11)), enlarged.argmax(1)[0].byte())
+
+
+def test_adabn_takes_the_evaluated_size_and_the_runs_batch_size(script, trained, monkeypatch):
+    seen, content = [], load_checkpoint(trained)
+    monkeypatch.setattr("eval.adapt_to", lambda model, data, batch, *more:
+                        seen.append((data.size, batch)) or adapt_to(model, data, batch, *more))  # fmt: skip
+    content["config"]["arguments"]["batch_size"] = 3
+    save_checkpoint(trained, content)
+    assert script("eval", trained, "--adapt-bn", "--size", "96x64", "--workers", 0, "--device", "cpu").status == 0
+    assert seen == [((96, 64), 3)]

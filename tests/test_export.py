@@ -332,3 +332,16 @@ def test_a_file_that_came_in_the_meantime_is_not_replaced(tmp_path):
 def test_a_missing_package_is_named():
     with pytest.raises(UserError, match="surely_not_there is not installed; deployment needs: pip install -r"):
         package("surely_not_there")
+
+
+def test_the_program_has_the_size_output_and_shape_that_were_asked_for(script, trained, tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def told(model, names, colours, size, output, grid, dynamic, **more):
+        seen.append((size, output, grid, dynamic))
+        raise UserError("told")
+
+    monkeypatch.setattr("export.metadata", told)
+    flags = ("--size", "96x64", "--output", "logits", "--grid", 2, "--dynamic")
+    assert "told" in script("export", trained, "--out", tmp_path / "out", *flags).err
+    assert seen == [((96, 64), "logits", 2, True)]

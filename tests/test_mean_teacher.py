@@ -19,9 +19,11 @@ from adaptation.mixing import StrongAugmentation, class_mask, mix, pseudo_label_
 from datasets.geometry import PADDING
 from datasets.labels import CITYSCAPES, PALETTE
 from datasets.pictures import row
+from datasets.rare_classes import RareClasses
 from models import build_segmenter
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.gradients import Gradients
+from training.run import Run
 
 
 def test_the_mask_takes_half_of_the_classes_rounded_up_and_never_ignore():
@@ -468,3 +470,32 @@ def test_what_cannot_teach_is_one_line(script, game, city, tmp_path, heavy, trai
     assert "--init" in said("--teacher", "moving", "--teacher-checkpoint", trained, "--init", trained)
     assert "cannot be read" in said("--teacher-checkpoint", tmp_path / "none.pt")
     assert not (tmp_path / "never").exists()
+
+
+def test_the_teacher_follows_once_a_step_and_is_what_is_kept(script, game, city, tmp_path, monkeypatch):
+    steps, rares, stream = [], [], Run.stream
+    monkeypatch.setattr("train_dacs.follow", lambda *given: steps.append(given[2]) or follow(*given))
+    monkeypatch.setattr(Run, "stream", lambda self, data, geometry, rare=None, *more:
+                        rares.append(rare) or stream(self, data, geometry, rare, *more))  # fmt: skip
+    flags = ("--max-steps", 2, "--batch-size", 4, "--accumulate", 2, "--rare-classes")
+    assert script("train_dacs", *source_only(game, city, tmp_path / "run", *flags)[1:]).status == 0
+    assert steps == [0, 1]
+    assert isinstance(rares[0], RareClasses)
+    assert rares[1] is None
+    again = ("--json", tmp_path / "figures.json", "--workers", 0, "--device", "cpu")
+    assert script("eval", tmp_path / "run", *again).status == 0
+    (found,) = json.loads((tmp_path / "figures.json").read_text())["evaluations"]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    student = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["student"]
+    assert found["entropy"] == result["entropy"] != student["entropy"]
+
+
+def test_the_recipes_constants_are_those_of_the_tables():
+    """docs/results.md: one recipe for both shifts."""
+    averaged = {"beta": 0.01, "decay": None, "average_share": 0.029}
+    constants = {
+        "dacs": {},
+        "best": averaged | {"confidence": 1.0, "loss": "tempered"},
+        "labels": averaged | {"confidence": 0.8, "loss": "weighted"},
+    }
+    assert constants == train_dacs.RECIPES

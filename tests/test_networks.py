@@ -222,3 +222,11 @@ def test_a_new_discriminator_is_a_line_in_the_table(script, game, city, tmp_path
     assert "pointwise discriminator" in [row[0] for row in tables["assignment-3"].rows]
     assert "discriminator pointwise" in [row[0] for row in tables["costs-discriminators"].rows]
     assert "pointwise" in tables["report-5"].header
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "lr", "weight_decay"),
+    [("lraspp", 16, 1e-2, 5e-4), ("deeplab_vgg16", 4, 2.5e-4, 5e-4), ("pidnet", 12, 1e-2, 5e-4)],
+)
+def test_other_networks_have_their_papers_settings(name, batch_size, lr, weight_decay):
+    assert models.SEGMENTERS[name].settings["paper"][:3] == (batch_size, lr, weight_decay)

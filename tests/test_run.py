@@ -8,6 +8,8 @@ import pytest
 from conftest import SMALL, SOURCE, one_line_error, upper
 
 from training.archive import numbered
+from training.checkpoint import load_checkpoint
+from training.evaluator import Evaluator
 from training.journal import oracle
 from training.progress import Progress
 
@@ -132,3 +134,17 @@ def test_variables_name_the_roots_that_no_flag_names(script, game, city, tmp_pat
     done = script("datasets.check")
     assert done.status == 0, done.err
     assert "Cityscapes train: 4 pictures" in done.out
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(script, city, tmp_path, monkeypatch):
+    mious, measure = iter((0.5, 0.2)), Evaluator.measure
+
+    def falling(self, networks):
+        found = measure(self, networks)
+        found["target"]["miou"] = next(mious)
+        return found
+
+    monkeypatch.setattr(Evaluator, "measure", falling)
+    assert script(*upper(city, tmp_path / "run")).status == 0
+    best, last = (load_checkpoint(tmp_path / f"run/checkpoint_{name}.pt") for name in ("best", "last"))
+    assert (best["epoch"], best["step"], last["epoch"]) == (1, 2, 2)

@@ -212,3 +212,10 @@ def test_the_disk_that_checkpoints_need_is_known_of_every_network():
     assert tables.parameters("lraspp mobilenet_v3_large") == 3_221_198
     with pytest.raises(UserError, match="there is no network other none"):
         tables.parameters("other none")
+
+
+def test_rows_have_the_flags_that_they_are_named_by() -> None:
+    for look in ("jitter", "blur"):
+        assert tables.REPORT[f"report, source only, {look}"].flags[-3:] == ("--flip", "0.15", f"--{look}")
+    for kind in ("shallow", "depthwise"):
+        assert tables.ROWS["all"][f"adversarial, {kind}"].flags == ("--discriminator", kind)

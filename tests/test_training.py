@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from conftest import assert_resumes_exactly, one_line_error, same, source_only, 
 from PIL import Image
 
 import models
+from adaptation.losses import LOSSES, cross_entropy
 from datasets import cityscapes
 from datasets.appearance import Appearance
-from training.building import poly, sgd
+from datasets.geometry import Geometry
+from training.building import adam, poly, sgd, supervised_loss
 from training.checkpoint import load_checkpoint
 from training.flags import parse, training_parser
 from training.run import Run
@@ -235,3 +238,45 @@ def test_resuming_what_never_wrote_a_checkpoint_still_loads_the_weights_asked_fo
     assert script(*run).status == 0
     assert script(*run).status == 0
     assert loaded == [str(backbone), "none"]
+
+
+# From flags to what trains
+
+
+@pytest.mark.parametrize("name", ["train_gta5", "train_fda", "train_dacs"])
+def test_appearance_and_the_held_out_source_are_the_flags(name, script, game, city, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(f"{name}.Appearance", lambda *given: made.append(given) or Appearance(*given))
+    flags = ("--max-steps", 1, "--jitter", "--source-holdout", 0.3)
+    done = script(name, *source_only(game, city, tmp_path / "run", *flags)[1:])
+    assert done.status == 0, done.err
+    assert made == [(True, False)]
+    (result,) = (tmp_path / "run").rglob("result.json")
+    assert json.loads(result.read_text())["source"]["pictures"] == 2
+
+
+def test_the_sources_geometry_is_the_flags(script, game, city, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("training.building.Geometry", lambda *given: made.append(given) or Geometry(*given))
+    flags = ("--size", "64x32", "--scales", "1,2", "--flip", 0.25, "--max-steps", 1)
+    assert script(*source_only(game, city, tmp_path / "run", *flags)).status == 0
+    assert made == [((48, 32), (1.0, 2.0), 0.25)]
+
+
+def test_optimizers_have_the_published_momenta():
+    assert {group["momentum"] for group in sgd(models.build_segmenter("tiny"), 0.1, 1e-4).param_groups} == {0.9}
+    assert adam(torch.nn.Conv2d(1, 1, 1), 1e-4).defaults["betas"] == (0.9, 0.99)
+
+
+def test_auxiliary_outputs_have_their_weight_and_their_loss():
+    torch.manual_seed(0)
+    main, extra = 5 * torch.randn(2, 2, 5, 16, 16)
+    labels = torch.randint(0, 5, (2, 16, 16), dtype=torch.uint8)
+
+    def loss(name, weight):
+        return supervised_loss(Namespace(loss=name, aux_weight=weight, workers=0, device="cpu"), None)
+
+    expected = cross_entropy(main, labels) + 2 * 0.25 * cross_entropy(extra, labels)
+    torch.testing.assert_close(loss("ce", 0.25)((main, (extra, extra)), labels), expected)
+    expected = LOSSES["pidnet"].function(main, labels) + 0.4 * cross_entropy(extra, labels)  # not the hard pixels'
+    torch.testing.assert_close(loss("pidnet", 0.4)((main, (extra,)), labels), expected)

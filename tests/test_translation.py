@@ -1,17 +1,20 @@
 """FDA against the definition with full complex FFTs in float64; LAB against tabulated colours."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, SOURCE, assert_resumes_exactly
+from conftest import SMALL, SOURCE, assert_resumes_exactly, source_only
 from torchvision.transforms.v2 import functional as F
 
+from adaptation.entropy import charbonnier_entropy_loss
 from adaptation.fda import fda, half_width
 from adaptation.lab import lab_to_rgb, match_lab, rgb_to_lab
 from adaptation.translation import TRANSLATIONS
 from training.checkpoint import load_checkpoint
+from training.gradients import Gradients
 from training.run import Run
 
 
@@ -216,3 +219,17 @@ def test_lab_runs_and_resumes_like_the_others(script, game, city, tmp_path, monk
         return fda_command(game, city, run_dir, *flags, *more)
 
     assert_resumes_exactly(script, monkeypatch, tmp_path, command)
+
+
+def test_the_entropy_has_its_exponent_and_its_weight(script, game, city, tmp_path, monkeypatch):
+    etas, losses, backward = [], [], Gradients.backward
+    monkeypatch.setattr("train_fda.charbonnier_entropy_loss",
+                        lambda logits, eta: etas.append(eta) or charbonnier_entropy_loss(logits, eta))  # fmt: skip
+    monkeypatch.setattr(Gradients, "backward", lambda self, loss, weight=1.0:
+                        losses.append((float(loss.detach()), weight)) or backward(self, loss, weight))  # fmt: skip
+    flags = ("--max-steps", 1, "--entropy-from", 0, "--lambda-entropy", 0.25, "--eta", 3)
+    assert script("train_fda", *source_only(game, city, tmp_path / "run", *flags)[1:]).status == 0
+    (metrics,) = (tmp_path / "run").rglob("metrics.jsonl")
+    entropy = json.loads(metrics.read_text())["train"]["entropy"]
+    assert etas == [3]
+    assert losses[1] == (pytest.approx(0.25 * entropy), 0.25)
