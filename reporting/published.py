@@ -68,6 +68,7 @@ METHODS = {
 """mIoU by method, read with `by_others`; where a network stands beside it, it is not BiSeNet-18. An oracle: the best
 checkpoint by the target's labels (ADVENT's test configuration). Slides: students' own run, on AdaptSegNet's method."""
 
+
 def by_others(method: str) -> str:
     """What `METHODS` has of it, or a dash. SAC's is of a run that starts from another network, as its paper does."""
     return METHODS.get("SAC" if method.startswith("SAC + init ") else method, "-")

@@ -12,7 +12,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,14 +23,14 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from datasets.labels import CLASS_NAMES
 from datasets.pictures import WRONG, errors
 from models import SEGMENTERS
-from reporting.comparison import METHODS, comparison, gap_recovered, reference
+from reporting.comparison import METHODS, comparison
 from reporting.documents import Drawn, html_document, markdown_document
 from reporting.figures import MAIN, charts, series
 from reporting.manifest import OwnFolder
 from reporting.published import PER_CLASS
 from reporting.results import experiments, find_runs, read_evaluations, read_run
 from reporting.student_tables import student_tables
-from reporting.tables import OTHERS, adversarial_with, assignment_tables, cost_table, variation
+from reporting.tables import OTHERS, adversarial_with, assignment_tables, cost_table
 from training.board import WIDTH, dense, pictured
 from training.methods import earlier_networks, method_name, started_from
 from utils.errors import UserError
@@ -875,37 +874,3 @@ def test_every_recipe_is_a_command_that_its_script_takes(script, monkeypatch, tm
         name, *arguments = command.replace("-S", "-0").replace("--seed S", "--seed 0").split()
         message = one_line_error(script(name.removesuffix(".py"), *arguments))
         assert re.search(r"--(gta5 G|cityscapes C)", message), (command, message)
-
-
-# Which runs are compared
-
-
-def like(script, **changed):
-    """A run as `reference` and `adversarial_with` look at it."""
-    plain = {"model": "bisenet", "backbone": "resnet18", "size": [48, 32], "limit": None, "lr": 0.1, "jitter": False,
-             "cityscapes": "C", "batch_size": 2, "discriminator": "standard", "level": "output", "input": "softmax",
-             "min_entropy": False}  # fmt: skip
-    return SimpleNamespace(plain=True, of_row=True, of_assignment=True, script=script, settings=plain | changed)
-
-
-def test_the_reference_is_the_nearest_run_of_the_same_network():
-    e, near, far = like("train_dacs", jitter=True), like("train_gta5", lr=0.2, jitter=True), like("train_gta5", lr=0.2)
-    for fits in ([near, far], [far, near]):
-        assert reference(e, "train_gta5", fits) == (near, ["lr"])
-    for change in ({"backbone": "resnet101"}, {"model": "pidnet"}, {"limit": 5}):
-        assert reference(e, "train_gta5", [like("train_gta5", jitter=True, **change), far])[0] is far
-
-
-def test_a_gap_that_is_none_is_not_recovered():
-    own, low, high = (SimpleNamespace(by_seed=lambda miou=miou: {0: miou}) for miou in (0.3, 0.4, 0.2))
-    assert gap_recovered(own, low, high) == "no gap"
-
-
-def test_the_assignments_rows_take_their_own_methods_alone():
-    fits = adversarial_with("standard")
-    assert fits(like("train_adversarial"))
-    for change in ({"level": "multi"}, {"input": "entropy"}, {"min_entropy": True}, {"discriminator": "depthwise"}):
-        assert not fits(like("train_adversarial", **change)), change
-    for translation, step in (("fda", "a"), ("lab", "b")):
-        run = like("train_fda", translation=translation)
-        assert [letter for letter in "abcf" if variation(letter)(run)] == [step]
