@@ -4,7 +4,7 @@
 
 OUT/SCRIPT-gradients.pt holds the gradients of a script's first step, with batch normalisation in evaluation mode (as
 torch synchronises it on GPUs only) and with what the ranks draw for themselves fixed; OUT/SCRIPT is a whole run;
-OUT/SCRIPT-interrupted one that was stopped and resumed.
+OUT/SCRIPT-interrupted one that was stopped and resumed; OUT/rounds two rounds of self-training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import importlib
 import itertools
 import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -31,6 +33,7 @@ import train_dacs  # noqa: E402
 import train_sac  # noqa: E402
 from adaptation.mixing import pseudo_label_weight  # noqa: E402
 from adaptation.views import Views  # noqa: E402
+from training.checkpoint import save_checkpoint  # noqa: E402
 from training.gradients import norm_of  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.interruption import Interruption, Stop  # noqa: E402
@@ -52,6 +55,8 @@ def commands(game: str, city: str, labeller: str) -> dict[str, list[str]]:
         "train_fda": [*both, "--beta", 0.05, "--entropy-from", 0],
         "train_pseudo_labels": [*both, "--labeller", labeller, "--percentile", 0, "--confidence", 0,
                                 "--max-class-share", 1],
+        "train_pseudo_labels-losses": [*both, "--labeller", labeller, "--mrkld", 0.1, "--lambda-entropy", 0.4,
+                                       "--target-loss", "sce", "--max-class-share", 1],
         "train_dacs": [*both, "--lambda-mask", 1, "--confidence", 0.1],
         "train_sac": [*both, "--views", 2, "--confidence", 0.05],
     }
@@ -104,6 +109,18 @@ def first_step(name: str, flags: list[str], out: Path) -> None:
     torch.save(kept, out / f"{name}-gradients-{distributed.rank()}.pt")
 
 
+def rounds(flags: list[str], run_dir: Path) -> None:
+    """Two rounds, where rank 0 takes its time to write what labels for the second."""
+
+    def late(*arguments: Any) -> None:
+        time.sleep(0.5)
+        save_checkpoint(*arguments)
+
+    more = ["--rounds", "2", "--continue", "--adapt-bn", "--epochs", "2", "--run-dir", str(run_dir)]
+    with patch("training.archive.save_checkpoint", late):
+        call("train_pseudo_labels", [*flags, *more])
+
+
 def call(name: str, flags: list[str]) -> None:
     sys.argv = [f"{name.partition('-')[0]}.py", *flags]
     importlib.import_module(name.partition("-")[0]).main()
@@ -118,6 +135,7 @@ def main() -> None:
         first_step(name, flags, out)
     for name, flags in todo.items():
         call(name, [*flags, "--epochs", "2", "--run-dir", str(out / name)])
+    rounds(todo["train_pseudo_labels"], out / "rounds")
 
     # Only the last rank is told to stop, once within an epoch and once at its end; all have to.
     last = distributed.rank() == distributed.ranks() - 1

@@ -12,6 +12,7 @@ from soak import ENVIRONMENT
 
 from datasets import cityscapes
 from datasets.stream import Share, evaluation_loader
+from training.checkpoint import sha256
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 SCRIPTS = list(commands("", "", ""))
@@ -86,6 +87,16 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_exactly(world, name)
     assert err.count(f"{name} stopped 0 with 99") == err.count(f"{name} stopped 1 with 99") == 2
     assert f"To continue: torchrun --nproc-per-node=2 {name.partition('-')[0]}.py" in out
     assert_same_runs(home / f"two/{name}", home / f"two/{name}-interrupted")
+
+
+@pytest.mark.slow
+def test_a_round_waits_for_the_network_that_labels_for_it(world):
+    """Else a rank reads an earlier checkpoint, and labels by itself."""
+    home, _, _ = world
+    labels = list((home / "two/rounds/round-2/pseudo-labels").iterdir())
+    assert len(labels) == 1
+    summary = json.loads((labels[0] / "summary.json").read_text())
+    assert summary["made_from"]["labeller_sha256"] == [sha256(home / "two/rounds/round-1/checkpoint_last.pt")]
 
 
 @pytest.mark.slow

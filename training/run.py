@@ -216,13 +216,13 @@ class Run:
 
     def finish(self) -> None:
         """Writes result.json and prints the table row: the last checkpoint, and apart from it the oracle."""
-        if rank() > 0:
-            return
-        history, confusion = self.journal.history, self.evaluator.confusion.get("target")
-        spent = self.journal.spent.get(history[-1]["step"], {})
-        write_result(self.directory, self.config, self.archive.model.options, history, confusion, spent)
-        self.archive.finish()
-        print(result_text(self.directory, history))
+        if rank() == 0:
+            history, confusion = self.journal.history, self.evaluator.confusion.get("target")
+            spent = self.journal.spent.get(history[-1]["step"], {})
+            write_result(self.directory, self.config, self.archive.model.options, history, confusion, spent)
+            self.archive.finish()
+            print(result_text(self.directory, history))
+        highest(0)  # waits for all: the others may need the last checkpoint next, which rank 0 has just written
 
     # Pausing, stopping
 
