@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from adaptation.adabn import statistics_kept
 from adaptation.adversarial import GANS, INPUTS, SOURCE, TARGET, Gan, View
-from adaptation.class_level import soft_labels, tempered
+from adaptation.class_level import soft_labels
 from adaptation.entropy import class_prior_loss, min_entropy_loss
 from adaptation.losses import Outputs, SegmentationLoss, segmentation_loss
 from adaptation.recolouring import Recolouring
@@ -170,7 +170,7 @@ class AdversarialStep:
         with self.gradients.autocast(), statistics_kept(self.model, self.target_statistics):
             features = self.model.features(images)
             outputs = self.model.decode(features, images.shape[-2:])
-            loss = self.criterion(tempered(outputs) if self.gan.by_class else outputs, labels)
+            loss = self.criterion(outputs, labels)
         self.gradients.backward(loss)
         self.gradients.log(loss=loss)
         return [view.detached() for view in self.views(features, outputs)]

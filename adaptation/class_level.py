@@ -15,18 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adversarial import TARGET, Gan
-from .losses import Outputs
 
 TEMPERATURE = 1.8
-"""That the segmenter's logits are divided by, in its soft labels and in its cross-entropy on the source."""
+"""That the segmenter's logits are divided by in its soft labels. The public code divides them in its cross-entropy on
+the source too, which the paper does not say. Here that loss is as in every other method: a network that learnt divided
+logits would be too sure for the thresholds of those that label with it."""
 SUREST = 0.9
 """Larger entries of a soft label are this. The rest is left as it is, so that a sure place counts less."""
-
-
-def tempered(outputs: Outputs) -> Outputs:
-    """What FADA's cross-entropy on the source takes: the main logits over `TEMPERATURE`. Prediction takes them
-    undivided, which changes no class and makes probabilities surer. Auxiliary logits, which FADA has not, stay."""
-    return outputs[0] / TEMPERATURE, outputs[1]
 
 
 @torch.no_grad()

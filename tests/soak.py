@@ -32,6 +32,7 @@ from utils.errors import Parser  # noqa: E402
 
 FADA = ("--discriminator", "class", "--level", "feature")
 INTRA = ("--size", "64x32", "--input", "entropy", "--discriminator", "depthwise", "--intra")
+ROUNDS = ("--rule", "cbst", "--rounds", 2, "--continue", "--max-class-share", 1)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -50,17 +51,7 @@ def commands(game: Path, city: Path, labeller: Path, model: str = "tiny") -> dic
             "train_adversarial-FADA": [*both, *FADA],
             "train_adversarial-IntraDA": [*common, *INTRA, labeller],
             "train_fda": [*both, "--beta", 0.05, 0.09, "--blur"],
-            "train_pseudo_labels": [
-                *both,
-                "--labeller",
-                labeller,
-                "--percentile",
-                66,
-                "--rounds",
-                2,
-                "--max-class-share",
-                1,
-            ],
+            "train_pseudo_labels": [*both, "--labeller", labeller, *ROUNDS],
             "train_dacs": [*both, *extensions, "--teacher-checkpoint", labeller],
             "train_sac": [*both, "--views", 2, "--decay", 0.9, "--confidence", 0, "--init", labeller],
         }.items()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adaptation.adversarial import SOURCE as SOURCE_LABEL
 from adaptation.adversarial import TARGET, View, vanilla
-from adaptation.class_level import CLASS_LEVEL, class_level, soft_labels, tempered
+from adaptation.class_level import CLASS_LEVEL, class_level, soft_labels
 from adaptation.losses import segmentation_loss
 from models import SEGMENTERS, build_discriminator, build_segmenter
 from models.discriminator import Discriminator
@@ -95,13 +95,6 @@ def test_soft_labels_come_from_the_logits_of_their_place() -> None:
     assert torch.allclose(soft_labels(logits, (4, 12)), soft_labels(coarse, (4, 12)), atol=0.02)
 
 
-def test_only_the_main_logits_are_divided() -> None:
-    logits, auxiliary = torch.randn(2, CLASSES, 3, 4), torch.randn(2, CLASSES, 3, 4)
-    main, rest = tempered((logits, (auxiliary,)))
-    assert torch.allclose(main * 1.8, logits)
-    assert rest[0] is auxiliary
-
-
 def test_a_perfect_discriminator_has_the_least_loss_and_the_segmenter_a_large_one() -> None:
     classes = torch.randint(0, CLASSES, (2, 3, 4))
     known = F.one_hot(classes, CLASSES).movedim(-1, 1).float()
@@ -110,6 +103,8 @@ def test_a_perfect_discriminator_has_the_least_loss_and_the_segmenter_a_large_on
     assert float(CLASS_LEVEL.accuracy(scores, SOURCE_LABEL)) == 1
     assert float(class_level(scores, TARGET, 0.9 * known)) == pytest.approx(0.9 * 40)
     assert float(CLASS_LEVEL.accuracy(scores, TARGET)) == 0
+    near = torch.tensor([[3.0, 3, 3, 4, -9, -9], [3, -9, -9, 0, 0, 0]])  # the source's half has the log-sum-exp alone
+    assert float(CLASS_LEVEL.accuracy(near[..., None, None], SOURCE_LABEL)) == 1  # not the maximum, nor the sum
     shares = known.flip(1) * 0.3 + known * 0.6  # its own least loss is the entropy of what it is asked for
     at_best = torch.cat(((shares + 1e-12).log(), torch.full_like(known, -60)), dim=1)
     assert float(class_level(at_best, SOURCE_LABEL, shares)) <= float(class_level(scores, SOURCE_LABEL, shares))
@@ -145,15 +140,14 @@ def assert_alike(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 
 def test_the_segmenters_gradients_are_those_of_the_papers_losses(step, batch) -> None:
-    """Cross-entropy of logits / 1.8 on the source; -a log q of the source's half on the target, a constant."""
+    """Cross-entropy on the source, of undivided logits; -a log q of the source's half on the target, a constant."""
     images, labels, target = batch
     plain, (discriminator,) = copy.deepcopy(step.model), step.discriminators
     step.source_gradients(images, labels)
     step.target_gradients(target)
     assert all(p.grad is None for p in discriminator.parameters())
 
-    logits, auxiliary = plain(images)
-    segmentation_loss((logits / 1.8, auxiliary), labels).backward()
+    segmentation_loss(plain(images), labels).backward()
     features = plain.features(target)
     a = F.interpolate(plain.decode(features, (64, 64))[0].detach(), (8, 8), mode="bilinear")
     a = (a / 1.8).softmax(1).clamp(max=0.9)

@@ -130,6 +130,18 @@ def test_what_predict_writes_is_what_is_trained_on(
     assert given["loss_target"] == own["loss_target"]
 
 
+def test_dacs_is_taught_by_what_predict_writes(script, command, city, trained, target, tmp_path, monkeypatch) -> None:
+    out, seen = tmp_path / "seen", []
+    assert script("predict", trained, city / "leftImg8bit/train", "--out", out, "--device", "cpu").status == 0
+    monkeypatch.setattr("train_dacs.given_labels",
+                        lambda args, data: seen.append(given_labels(args, data)) or seen[-1])  # fmt: skip
+    done = script(*command("train_dacs", tmp_path / "given", "--labels", out, "--max-steps", 1))
+    assert done.status == 0, done.err
+    for number, sample in enumerate(target.samples):
+        (written,) = out.rglob(f"{sample.image.stem}_labelTrainIds.png")
+        assert (seen[0].label(number).numpy() == np.array(Image.open(written))).all()
+
+
 def test_predictions_have_the_pictures_size_and_are_read_at_the_working_size(
     script, game, trained, tmp_path, monkeypatch
 ) -> None:

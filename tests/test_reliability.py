@@ -105,9 +105,11 @@ def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_dacs", "train_sac", "train_adversarial-FADA", "train_adversarial-IntraDA"])
+@pytest.mark.parametrize(
+    "name", ["train_pseudo_labels", "train_dacs", "train_sac", "train_adversarial-FADA", "train_adversarial-IntraDA"]
+)
 def test_a_killed_method_ends_as_one_that_was_not(name, tmp_path):
-    """DACS with every extension, and a frozen network that labels."""
+    """Self-training in two rounds, DACS with every extension and a frozen network that labels, and so on."""
     game = write_gta5(tmp_path / "gta5", count=4)
     city = write_cityscapes(tmp_path / "cityscapes", counts=(("train", 4), ("val", 2)))
     all_commands = commands(game, city, tmp_path / "labeller/checkpoint_last.pt")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, SOURCE, assert_resumes_exactly, one_line_error, upper, write_cityscapes
+from conftest import SMALL, SOURCE, assert_resumes_exactly, assert_same_runs, one_line_error, upper, write_cityscapes
 from PIL import Image
 from torch import nn
 
@@ -20,6 +20,7 @@ from adaptation.pseudo_labels import IAST, RULES, ConfidenceHistogram, pseudo_la
 from datasets import cityscapes
 from datasets.labels import CLASS_NAMES
 from reporting.results import read_run
+from train_pseudo_labels import labelled_by
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from training.labelling import pseudo_labelled
 from training.methods import method_name
@@ -259,6 +260,37 @@ def test_rounds_by_the_other_rules_resume_exactly(script, command, tmp_path, mon
     monkeypatch.setattr(IAST, "first", 0.1)  # or a network that has learnt nothing labels nothing
     flags = ("--rule", rule, "--rounds", 2, "--continue", "--label-flip", "--max-class-share", 1)
     assert_resumes_exactly(script, monkeypatch, tmp_path, lambda run_dir, *more: command(run_dir, *flags, *more))
+
+
+def test_a_round_that_was_killed_while_it_labelled_starts_from_its_labeller(script, command, tmp_path, monkeypatch):
+    flags = ("--rule", "cbst", "--rounds", 2, "--continue", "--max-class-share", 1)
+    assert script(*command(tmp_path / "straight", *flags)).status == 0
+
+    def killed(labeller, args, run, target):
+        if args.round == 2:
+            run._claim.release()  # as the end of the process does
+            raise KeyboardInterrupt
+        return labelled_by(labeller, args, run, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train_pseudo_labels.labelled_by", killed)
+        assert script(*command(tmp_path / "killed", *flags)).status == 130
+    assert not list((tmp_path / "killed/round-2").glob("*.pt"))
+    assert script(*command(tmp_path / "killed", *flags, "--resume")).status == 0
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_labels_of_one_class_stop_the_script(script, command, trained, tmp_path):
+    content = load_checkpoint(trained)
+    biases = [name for name, tensor in content["weights"].items() if name.endswith("bias") and tensor.shape == (19,)]
+    assert biases
+    for name in biases:
+        content["weights"][name][CLASS_NAMES.index("sky")] += 100
+    save_checkpoint(tmp_path / "sky.pt", content)
+    flags = ("--labeller", tmp_path / "sky.pt")
+    assert "100% of all labelled pixels are sky" in one_line_error(script(*command(tmp_path / "stopped", *flags)))
+    assert not list((tmp_path / "stopped").rglob("summary.json"))
+    assert script(*command(tmp_path / "on", *flags, "--max-class-share", 1, "--max-steps", 1)).status == 0
 
 
 def test_self_training_runs_and_resumes_exactly(script, command, tmp_path, monkeypatch):

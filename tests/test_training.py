@@ -127,7 +127,8 @@ PUBLISHED = {
     "train_adversarial": {"lambda_adv": 1e-3, "lambda_adv_aux": 2e-4, "lr_d": 1e-4, "lambda_entropy": 1e-3,
                           "entropy_range": 1.0, "class_prior": 0.0, "gan": "vanilla"},
     "train_pseudo_labels": {"rule": "bdl", "percentile": 50.0, "confidence": 0.9, "portion": 0.2, "portion_step": 0.05,
-                            "portion_max": 0.5, "lambda_source": 1.0, "lambda_target": 1.0, "mrkld": 0.0},
+                            "portion_max": 0.5, "lambda_source": 1.0, "lambda_target": 1.0, "mrkld": 0.0,
+                            "max_class_share": 0.9},
     "train_dacs": {"decay": 0.99, "confidence": 0.968, "lambda_mix": 1.0, "lambda_mask": 0.0},
     "train_sac": {"decay": 0.9999, "confidence": 0.2, "lambda_target": 5.0, "views": 4},
 }  # fmt: skip
