@@ -129,6 +129,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if sources_of(vars(args)) and args.neighbours is None:
         refuse_idle("a source has no splits", "split")
+    if args.json is None:
+        refuse_idle("it is for --json", "force")
+    if args.mean and len(args.checkpoints) == 1:
+        refuse_idle("one network is named", "mean")
     return args
 
 

@@ -40,7 +40,6 @@ from datasets.domains import (
 from models import SEGMENTERS
 from reporting.costs import networks
 from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
-from training.intra_domain import SHARE
 from training.progress import Progress
 from utils.files import is_there, read_json, write_json
 from utils.flags import add_machine_flags, positive, size, spelt, whole
@@ -189,7 +188,6 @@ class Steps:
             return 0
         flags = self.flags(row)
         pictures = self.pictures("target" if row.script == TARGET_ONLY or row.intra else "source", flags)
-        pictures = round(SHARE * pictures) if row.intra else pictures  # the easy ones are its source
         return Progress.planned(pictures, flags.batch_size, flags.epochs, flags.max_steps).total_steps
 
     def flags(self, row: Row) -> argparse.Namespace:

@@ -142,7 +142,7 @@ def main() -> None:
     data = both_domains(args)
     labellers, labelled_target = args.labeller, given_labels(args, data.target)
     for before, round_args in enumerate(several_runs(args, [f"round-{n}" for n in range(1, args.rounds + 1)])):
-        round_args.round = before + 1
+        round_args.round, round_args.labeller = before + 1, labellers
         round_args.labeller_sha256 = [sha256(path) for path in labellers]
         round_args.labeller_method = [trained_as(path) for path in labellers]
         grown = min(args.portion + before * args.portion_step, args.portion_max)

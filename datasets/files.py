@@ -172,23 +172,32 @@ def raw_label(path: Path, encoding: str, table: LabelTable) -> tuple[np.ndarray,
             "is this a colour rendering of the label?"
         )
     values = np.array(image)
-    if image.mode == "P" and encoding == "ids":
-        _refuse_foreign_palette(path, image, np.unique(values), table)
+    if image.mode == "P":
+        _refuse_foreign_palette(path, image, encoding, np.unique(values), table)
     if values.size and (values.min() < 0 or values.max() > 255):
         raise UserError(f"{path}: expected {encoding} from 0 to 255, found {values.min()} to {values.max()}")
     return values.astype(np.uint8), encoding
 
 
-def _refuse_foreign_palette(path: Path, image: Image.Image, used: np.ndarray, table: LabelTable) -> None:
-    """An image tool that saves colour labels as indexed PNG makes a palette of its own: the index is no id then."""
+def _refuse_foreign_palette(
+    path: Path, image: Image.Image, encoding: str, used: np.ndarray, table: LabelTable
+) -> None:
+    """An image tool that saves colour labels as indexed PNG makes a palette of its own: the index is no id then. Train
+    ids may also lie under the palette of the ids, from which a file was converted."""
     palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    ids, own = table.train_ids, table.palette
-    for index in [index for index in used.tolist() if index < len(palette) and index in ids]:
-        known = int(table.colour_ids(palette[None, index : index + 1])[0, 0])
-        if known != UNKNOWN_COLOUR and not (palette[index] == own[index]).all():
+    by_train_id = encoding == "trainIds"
+    meant = {row.id: row for row in table.rows if not by_train_id or row.train_id != IGNORE}
+    for index in used[used < len(palette)].tolist():
+        shown = meant.get(int(table.colour_ids(palette[None, index : index + 1])[0, 0]))
+        own = [table.palette[index].tolist()]
+        if by_train_id:
+            own += map(list, table.classes.colours[index : index + 1])
+        legal = index < len(table.classes) if by_train_id else index in meant
+        if legal and shown is not None and palette[index].tolist() not in own:
+            what = "train id" if by_train_id else f"{table.title} id"
             raise UserError(
-                f"{path}: expected a palette PNG whose index is the {table.title} id, but index {index} has the colour "
-                f"of id {known}; the colours were re-indexed by an image tool. Convert the labels back to RGB"
+                f"{path}: expected a palette PNG whose index is the {what}, but index {index} has the colour of "
+                f"{shown.name}; the colours were re-indexed by an image tool. Convert the labels back to RGB"
             )
 
 

@@ -89,7 +89,7 @@ def pictures_below(folder: Path) -> list[Path]:
     """
 
     def unreadable(error: OSError) -> None:
-        raise UserError(f"{error.filename}: this folder of the data cannot be read ({error.strerror})")
+        raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror})")
 
     found = []
     for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):

@@ -217,11 +217,15 @@ def test_the_check_runs_alone(script, city, game):
         ("train_pseudo_labels --labels L --lambda-source 0 --bn-statistics target", "--bn-statistics does nothing"),
         ("train_pseudo_labels --labels L --lambda-source 0 --loss ohem --target-loss ce", "--loss does nothing here"),
         ("train_pseudo_labels --labels L --lambda-source 0 --beta 0.05", "--beta does nothing here: --lambda-source 0"),
-        ("train_pseudo_labels --labels L --lambda-target 0 --mrkld 1", "--mrkld does nothing here: --lambda-target 0"),
+        ("train_pseudo_labels --labeller C --lambda-target 0 --mrkld 1", "--mrkld does nothing here: --lambda-t"),
         ("train_pseudo_labels --labels L --rounds 2 --rule iast --percentile 9", "--percentile does nothing here"),
         ("train_gta5 --gta5-encoding trainIds --gta5-mapping m.json", "--gta5-mapping does nothing here: it maps ids"),
         ("datasets.check --gta5-encoding trainIds --gta5-mapping m.json", "--gta5-mapping does nothing here: it maps"),
-        ("train_gta5 --init C --weights f.pth", "--weights does nothing here: the network starts from --init"),
+        ("train_gta5 --init C --weights f.pth", "--weights does nothing here: the network starts from "),
+        ("train_pseudo_labels --labeller C --continue --weights f.pth", "--weights does nothing here: the netw"),
+        ("train_pseudo_labels --labels L --lambda-target 0", "--labels does nothing here: --lambda-target 0 leaves"),
+        ("train_pseudo_labels --labeller C --lambda-target 0 --rule cbst", "--rule does nothing here: --lambda-target"),
+        ("train_cityscapes", "--gta5 does nothing here: no labelled source is read; train_gta5.py trains on one"),
         ("train_gta5 --init C --weights none --allow-partial-weights", "--allow-partial-weights does nothing here"),
         ("train_pseudo_labels --labeller C --rule cbst --portion-max 1", "--portion-max does nothing here: there is"),
     ],
@@ -253,6 +257,17 @@ def test_weights_beside_another_start_pass_where_they_do_something_or_no_harm(
     words = ["train_gta5.py", *data, "--init", tmp_path / "C", "--run-dir", tmp_path / "run", *flags]
     monkeypatch.setattr("sys.argv", [*map(str, words)])
     assert train_gta5.parse_args().init == tmp_path / "C"
+
+
+def test_weights_beside_a_moving_teacher_are_refused(script, game, city, trained, tmp_path):
+    flags = ("--teacher-checkpoint", trained, "--teacher", "moving", "--allow-partial-weights")
+    found = one_line_error(script("train_dacs", "--gta5", game, "--cityscapes", city, *SMALL, *flags))
+    assert f"--allow-partial-weights does nothing here: the network starts from {trained}" in found
+
+
+def test_flags_of_eval_that_would_do_nothing_are_refused(script, trained):
+    assert "--mean does nothing here: one network is named" in one_line_error(script("eval", trained, "--mean"))
+    assert "--force does nothing here: it is for --json" in one_line_error(script("eval", trained, "--force"))
 
 
 def test_several_bands_do_not_begin_below_a_run_of_one(script, game, city, tmp_path):

@@ -20,6 +20,7 @@ from models.gradcam import grad_cam, layer_named
 from models.layers import resize
 from training import prediction
 from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.places import named_files
 
 
 def pixels(path):
@@ -92,6 +93,17 @@ def test_files_folders_and_globs(predicted, tmp_path):
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*_labelTrainIds.png")}
     assert found == {"a_labelTrainIds.png", "deep/b_labelTrainIds.png", "c_labelTrainIds.png"}
     assert "no PNG or JPEG is there" in one_line_error(predicted(tmp_path / "nothing/*.png"))
+
+
+def test_folders_that_a_pattern_matches_and_linked_ones_are_read(tmp_path):
+    for number, name in enumerate(("train/aachen/a.png", "train/bochum/b.png", "far/c.png")):
+        save(tmp_path / name, picture(number))
+    (tmp_path / "train/bochum/linked").symlink_to(tmp_path / "far")
+    expected = {"aachen/a.png": "a.png", "bochum/b.png": "b.png", "bochum/linked/c.png": "linked/c.png"}
+    found = named_files([str(tmp_path / "train/*")])
+    assert {str(path.relative_to(tmp_path / "train")): str(below) for path, below in found.items()} == expected
+    assert list(named_files([str(tmp_path / "train")])) == list(found)
+    assert set(map(str, named_files([str(tmp_path / "train/**/*.png")]).values())) >= {"a.png", "b.png"}
 
 
 def test_odd_pictures_are_predicted_or_refused_by_name(predicted, tmp_path):

@@ -24,6 +24,7 @@ from train_pseudo_labels import labelled_by
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from training.labelling import pseudo_labelled
 from training.methods import method_name
+from utils.files import read_json
 
 CPU = torch.device("cpu")
 
@@ -398,6 +399,10 @@ def test_a_round_is_labelled_by_the_one_before(script, command, tmp_path, traine
     again = script(*command(tmp_path / "rounds", "--rounds", 2, "--max-steps", 1, "--resume"))
     assert again.status == 0, again.err
     assert again.out.count("used again") == 2
+    one, other = (read_json(tmp_path / f"rounds/round-{n}/config.json")["arguments"] for n in (1, 2))
+    assert one["labeller"] == [str(trained)]
+    assert other["labeller"] == [str(tmp_path / "rounds/round-1/checkpoint_last.pt")]
+    assert other["earlier_networks"] == ["labeller tiny narrow, 1 step (labeller tiny narrow, 2 steps)"]
 
 
 def test_several_labellers_are_averaged_and_another_one_is_noticed(script, command, city, tmp_path, trained):

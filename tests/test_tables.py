@@ -138,6 +138,17 @@ def wait_for_lock(out: Path) -> None:
     pytest.fail("the script goes on without its parent")
 
 
+def test_intra_domain_rows_are_as_long_as_the_target_makes_them(script, game, tmp_path, monkeypatch) -> None:
+    """Both parts together, as the run counts its epochs."""
+    city = write_cityscapes(tmp_path / "city", counts=(("train", 7), ("val", 1)))
+    rows = {name: row for name, row in ROWS["all"].items() if name in ("AdvEnt", "IntraDA, after AdvEnt")}
+    monkeypatch.setattr(tables, "ROWS", {"assignment": rows})
+    flags = ("--gta5", game, "--cityscapes", city)
+    planned = script("tables", *flags, "--plan", "--out", tmp_path / "out", "--", *FLAGS, "--epochs", 2)
+    assert planned.status == 0, planned.err
+    assert re.search(r"IntraDA, after AdvEnt +\| 0 +\| train_adversarial.py --input entropy +\| 6 steps", planned.out)
+
+
 def test_the_whole_time_is_estimated_after_a_hundred_steps(capsys) -> None:
     class Fixed:
         def of(self, row: Row) -> int:

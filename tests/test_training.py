@@ -3,6 +3,7 @@
 import importlib
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,14 @@ def test_a_methods_defaults_are_the_published_ones(name, city, game, trained, mo
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--gta5", str(game), "--cityscapes", str(city), *labeller])
     args = vars(importlib.import_module(name).parse_args())
     assert {flag: args[flag] for flag in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_a_run_without_a_place_is_called_as_reports_call_it(city, game, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("train_gta5.py", "--gta5", game, "--cityscapes", city, "--jitter", "--init", trained)
+    monkeypatch.setattr("sys.argv", [*map(str, words)])
+    args = importlib.import_module("train_gta5").parse_args()
+    assert args.run_dir == Path("runs/source-only-jitter-init-upper-bound-seed0")
 
 
 def test_jitter_and_blur_have_the_reports_constants_and_differ_between_pictures():

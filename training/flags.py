@@ -26,6 +26,7 @@ from datasets.domains import (
     require_read_mappings,
     roots,
     sizes,
+    source_with_protocol,
     sources_of,
     target_of,
     usual,
@@ -37,6 +38,7 @@ from utils.flags import add_choice, add_machine_flags, number, positive, scales,
 
 from .checkpoint import checkpoint_file
 from .gradients import PRECISIONS, default_precision
+from .methods import method_name, started_from, trained_as
 from .resumption import arguments_of
 
 FIRST = ("--demo", "--backbone", "--epochs", "--batch-size", "--seed", "--run-dir", "--resume")
@@ -85,9 +87,9 @@ def by_settings(flag: str) -> str:
 def default_directory(args: argparse.Namespace) -> Path:
     """Where a run goes that was given no --run-dir: `runs/source-only-jitter-blur-seed0`, the method as reports call
     it; with a number where that is taken."""
-    from .methods import method_name
-
     settings, bands = vars(args), getattr(args, "beta", None)
+    if args.init is not None:
+        settings = settings | {"init_method": trained_as(args.init)}
     several = isinstance(bands, list)  # train_fda.py's, a folder each in this one
     name = method_name(settings | {"beta": bands[0]} if several else settings)
     name = name.partition(",")[0] if several and len(bands) > 1 else name
@@ -189,7 +191,7 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     )  # fmt: skip
     training.add_argument(
         "--flip", type=number(0, 1), metavar="P",
-        help="probability of a horizontal flip (by --settings; the report's: 0.15)"
+        help="probability of a horizontal flip (by --settings; 0.15 is the student report's, where it flips)"
     )
     training.add_argument(
         "--scales", type=scales, metavar="S,S,...",
@@ -294,6 +296,8 @@ def parse(
     chosen, _ = parser.parse_known_args()
     known = {action.dest for action in parser._actions}
     reads_source = "source_holdout" in known and getattr(chosen, "intra", None) is None
+    if "source_holdout" not in known and source_with_protocol(vars(chosen)) is None:
+        refuse_idle("no labelled source is read; train_gta5.py trains on one", *SOURCES)
     if not chosen.demo:
         from_environment(chosen, TARGETS, *([SOURCES] if reads_source else []))
     sources, target = sources_of(vars(chosen)), target_of(vars(chosen))
@@ -358,6 +362,6 @@ def parse(
         require_read_mappings(vars(args))
         decides = args.weights == "none" or network.pretrained_options  # also for other layers than the backbone's
         idle = ("allow_partial_weights",) if decides else ("allow_partial_weights", "weights")
-        if args.init is not None:
-            refuse_idle("the network starts from --init", *idle)
+        if (earlier := started_from(vars(args))) is not None:
+            refuse_idle(f"the network starts from {earlier}", *idle)
     return args

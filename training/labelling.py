@@ -34,6 +34,9 @@ from utils.interruption import worker_signals
 from .evaluation import require_numbers
 from .flags import refuse_idle
 
+SURENESS, GROWTH = ("percentile", "confidence", "portion"), ("portion_step", "portion_max")
+"""Flags that a rule may have: which labels are sure, and by how much more of them each round takes."""
+
 
 def require_meaning(args: argparse.Namespace) -> None:
     """Raises `UserError` for flags of `train_pseudo_labels.py` that mean nothing together."""
@@ -47,15 +50,15 @@ def require_meaning(args: argparse.Namespace) -> None:
         idle = ("bn_statistics", *(["loss"] if args.target_loss is not None else []))
         refuse_idle("--lambda-source 0 leaves the source out", "beta", "jitter", "blur", "recolour", *idle)
     if args.lambda_target == 0:
-        refuse_idle("--lambda-target 0 leaves the labels out", "target_loss", "mrkld", "lambda_entropy")
+        refuse_idle("--lambda-target 0 leaves the labels out", "target_loss", "mrkld", "lambda_entropy", "labels",
+                    "rule", "label_flip", *SURENESS, *GROWTH)  # fmt: skip
     if args.labels and args.rounds == 1:
         refuse_idle("the labels are given, and there is one round", "rule", "label_flip", "adapt_bn", "max_class_share",
-                    "pseudo_labels", "percentile", "confidence", "portion")  # fmt: skip
-    others = {"percentile", "confidence", "portion"} - set(RULES[args.rule].settings.values())
-    grown = {"portion_step", "portion_max"}
-    refuse_idle(f"--rule {args.rule} has none", *others | (grown if "portion" in others else set()))
+                    "pseudo_labels", *SURENESS)  # fmt: skip
+    others = [name for name in SURENESS if name not in RULES[args.rule].settings.values()]
+    refuse_idle(f"--rule {args.rule} has none", *others, *(GROWTH if "portion" in others else ()))
     if args.rounds == 1:
-        refuse_idle("there is one round", *grown)
+        refuse_idle("there is one round", *GROWTH)
 
 
 def pseudo_labelled(

@@ -79,18 +79,16 @@ def _trained_for(path: Path) -> str:
 
 
 def started_from(settings: dict[str, Any]) -> str | None:
-    """The run whose network a run started from, if it did: --init's, the one that a moving teacher was, or the first
-    round's labeller, where rounds continue one another."""
+    """The run whose network a run started from, if it did: --init's, the one that a moving teacher was, or the
+    labeller, where a round continues it."""
     moving = settings.get("teacher") == "moving"
-    labeller = settings["labeller"][0] if settings.get("continue") else None
+    (labeller,) = (settings.get("labeller") or [None])[:1] if settings.get("continue") else [None]
     return settings.get("init") or labeller or (settings.get("teacher_checkpoint") if moving else None)
 
 
 def in_short(value: Any) -> str:
     """A setting's value; of a path its last part."""
-    if isinstance(value, str) and "/" in value:
-        return Path(value).name
-    return str(value)
+    return Path(value).name if "/" in str(value) else str(value)
 
 
 def evaluated_as(method: str, members: Sequence[str], adapt_bn: bool) -> str:

@@ -12,9 +12,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from datasets.files import is_picture
 from datasets.given_labels import CLASSES
 from datasets.labels import Classes
+from datasets.pairs import pictures_below
 from datasets.pictures import LEGEND_WIDTH, Draw, heated, legend, stacked
 from datasets.video import VIDEO_SUFFIXES
 from utils.errors import UserError
@@ -25,18 +25,16 @@ from .prediction import Maps
 
 def named_files(named: list[str]) -> dict[Path, Path]:
     """Picture or video -> where its name lies below --out: in a folder as in the folder named, else the file's name
-    alone. Of a folder the pictures count. Raises `UserError` for a name that leads to none."""
+    alone. Of a folder the pictures count; a pattern names whatever it matches. Raises `UserError` for a name that leads
+    to none, and for a folder that cannot be read."""
     found: dict[Path, Path] = {}
     for text in named:
-        path = Path(text)
-        is_there(path)
-        if path.is_dir():
-            below = [file for file in sorted(path.rglob("*")) if is_picture(file) and file.is_file()]
-            here = {file: file.relative_to(path) for file in below}
-        elif path.exists():
-            here = {path: Path(path.name)}
-        else:
-            here = {Path(file): Path(Path(file).name) for file in sorted(glob.glob(text, recursive=True))}
+        here: dict[Path, Path] = {}
+        for path in [Path(text)] if is_there(Path(text)) else map(Path, sorted(glob.glob(text, recursive=True))):
+            if path.is_dir():
+                here |= {file: file.relative_to(path) for file in pictures_below(path)}
+            else:
+                here[path] = Path(path.name)
         if not here:
             raise UserError(f"{text}: no PNG or JPEG is there, and no video of that name")
         found |= here
