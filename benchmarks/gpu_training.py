@@ -159,7 +159,7 @@ def training_figures(one: Found | None) -> list[str]:
 def memory_cells(settings: Settings, full: bool) -> dict[str, Cell]:
     own = [(settings.precision, settings.batch_size), (settings.precision, min(4, settings.batch_size))]
     more = [(name, batch) for name in PRECISIONS for _, batch in own] if full else [("fp32", own[1][1])]
-    methods = [BASELINE, "pseudo-labels"] if settings.small else list(TRAINED)
+    methods = ["upper bound", BASELINE, "pseudo-labels"] if settings.small else list(TRAINED)
     return {
         f"{method}, {precision}, batch {batch}": {"method": method, "precision": precision, "batch": batch}
         for precision, batch in own + ([] if settings.small else more)

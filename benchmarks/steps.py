@@ -125,10 +125,11 @@ def ours(
     """
     side, folder = f"{args.size[0]}x{args.size[1]}", home / "run"
     shutil.rmtree(folder, ignore_errors=True)
-    sys.argv = [f"{script}.py", "--gta5", str(home / "source"), "--cityscapes", str(home / "target"), "--size", side,
-                "--source-size", side, "--weights", "none", "--batch-size", str(args.batch_size),
-                "--max-steps", str(LONG), "--eval-every", str(LONG), "--workers", str(args.workers),
-                "--device", str(args.device), "--precision", args.precision, "--run-dir", str(folder),
+    source = [] if script == "train_cityscapes" else ["--gta5", str(home / "source"), "--source-size", side]
+    sys.argv = [f"{script}.py", *source, "--cityscapes", str(home / "target"), "--size", side,
+                "--weights", "none", "--batch-size", str(args.batch_size), "--max-steps", str(LONG),
+                "--eval-every", str(LONG), "--workers", str(args.workers), "--device", str(args.device),
+                "--precision", args.precision, "--run-dir", str(folder),
                 *(["--compile"] if args.compile else []), *flags]  # fmt: skip
     module, watch = importlib.import_module(script), Watch(args.device, warm, args.steps, rounds)
 

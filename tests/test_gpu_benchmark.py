@@ -110,7 +110,7 @@ def test_every_part_leaves_json_and_a_table_and_is_not_run_again(script, scenes,
     assert tests["passed"] == 0 < tests["skipped"]
     assert {one["data"] for one in found["training"].values()} == {"device", "prepared", "files"}
     assert all(one["seconds"] > 0 and len(one["seconds_by_round"]) == 2 for one in found["training"].values())
-    assert {one["method"] for one in found["memory"].values()} == {"source only", "pseudo-labels"}
+    assert {one["method"] for one in found["memory"].values()} == {"upper bound", "source only", "pseudo-labels"}
     assert all(one["milliseconds"] > 0 for one in found["inference"].values())
 
     again = script(*command(scenes, out))
