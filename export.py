@@ -84,6 +84,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.output == "logits":
         refuse_idle("logits are laid out alike for every runtime", "runtime")
+    if not args.int8 and target_of(vars(args)) is not None:
+        refuse_idle("without --int8 the files are compared on the set that is named", "calibrate")
     return args
 
 

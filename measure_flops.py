@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from models.deployment import Deployed
 from reporting.costs import FEATURES_NOTE, count, example, networks
+from training.flags import refuse_idle
 from training.gradients import PRECISIONS
 from training.provenance import device_name
 from utils.files import require_place, write_atomically, write_json
@@ -67,7 +68,10 @@ def parse_args() -> argparse.Namespace:
     output.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as they are printed")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", type=device, default=default_device(), metavar="DEV", help="(the GPU, if any)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.no_latency:
+        refuse_idle("--no-latency times nothing", "batch_size", "runs", "precision", "compile", "device")
+    return args
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ Directories are runs, or folders of runs. JSON files are eval.py's (AdaBN, means
 measure_flops.py's (latency; what it has not counted, the report counts). --out writes report.html (self-contained),
 report.tex with tables/*.tex, figures/*.pdf and references.bib (LaTeX), report.md and tables/*.md (Markdown) and
 tables/*.csv. What was not run says "not run". Written again, it replaces its own files; one that you changed stays, and
-the new one lies beside it as NAME.new.
+the new one lies beside it, as report.new.html.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reporting.comparison import comparison, in_order
 from reporting.costs import Costs, count_missing, read_costs
@@ -37,6 +38,7 @@ from reporting.results import (
 )
 from reporting.student_tables import student_tables
 from reporting.tables import assignment_tables, counted_networks, runs_table
+from training.flags import refuse_idle
 from training.provenance import commit
 from utils.flags import default_device, device, whole
 from utils.tables import OF_PART, markdown, mean_and_deviation, mean_title, means_in
@@ -61,7 +63,10 @@ def parse_args() -> argparse.Namespace:
     output.add_argument(
         "--device", type=device, default=default_device(), metavar="DEV", help="what predicts them (the GPU, if any)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.out is None:
+        refuse_idle("no report is written without --out", "pictures", "device")
+    return args
 
 
 def main() -> None:
@@ -116,7 +121,17 @@ def read(places: Sequence[Path], left_out: list[str]) -> tuple[list[Measured], l
                 measured += read_evaluations(file, left_out.append)
         except UserError as error:
             left_out.append(str(error))
-    return measured, unfinished, costs
+    return without_copies(measured, left_out), unfinished, costs
+
+
+def without_copies(measured: list[Measured], left_out: list[str]) -> list[Measured]:
+    """Each evaluation once, whatever number of files holds it: a second copy is no second run."""
+    found: dict[tuple[Any, ...], Measured] = {}
+    for one in measured:
+        key = (*sorted(path.resolve() for path in one.checkpoints), one.adapt_bn, bool(one.members))
+        if found.setdefault(key, one) is not one:
+            left_out.append(f"{one.name}: evaluated in two files, of which the first one counts")
+    return list(found.values())
 
 
 def network(experiment: Experiment) -> str:
@@ -176,7 +191,7 @@ def write(args: argparse.Namespace, found: Sequence[Experiment], costs: Costs, l
     for figure in figures:
         files |= {f"figures/{figure.name}.png": figure.png, f"figures/{figure.name}.pdf": figure.pdf}
     for name in folder.write(files):
-        print(f"note: {args.out / name} was changed by hand and stays; the new one lies beside it, as .new")
+        print(f"note: {args.out / name} was changed by hand and stays; the new one lies beside it, as *.new.*")
     print(f"\nOpen {args.out / 'report.html'}")
 
 

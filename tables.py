@@ -38,11 +38,12 @@ from datasets.domains import (
     target_of,
 )
 from models import SEGMENTERS
-from reporting.costs import networks
+from reporting.costs import Costs, networks, read_costs
 from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
+from training.flags import training_parser
 from training.progress import Progress
 from utils.files import is_there, read_json, write_json
-from utils.flags import add_machine_flags, positive, size, spelt, whole
+from utils.flags import add_machine_flags, number, positive, size, spelt, whole
 from utils.tables import counted, duration, markdown
 
 ASSIGNMENT = {
@@ -137,7 +138,8 @@ def main() -> None:
             raise UserError(f"{roots(table)} is missing: name the root of the data set")
     target, source = command_line(TARGETS, vars(args)), command_line(SOURCES, vars(args))
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
-    plan = Plan(ROWS[args.rows], args.out, [*target, *more], source, machine)
+    of_all, of_source = split(more)
+    plan = Plan(ROWS[args.rows], args.out, [*target, *of_all], [*source, *of_source], machine)
     made = {"data": [*target, *source], "flags": more}
     require_same(args.out, made)
     todo = [(name, seed) for seed in args.seeds for name in plan.rows]
@@ -150,13 +152,30 @@ def main() -> None:
     timing = Timing(plan, todo, steps)
     for name, seed in todo:
         plan.run(name, seed, timing.of(name))
-    costs = args.out / "costs.json"
-    if not costs.exists():
-        timed = [*dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains), "discriminator"]
-        call(["measure_flops.py", "--only", *timed, "--json", str(costs), "--device", str(args.device)])
+    costs = sorted(args.out.glob("costs*.json"))
+    known: Costs = {}
+    for file in costs:
+        read_costs(file, known)
+    timed = [*dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains), "discriminator"]
+    if lacking := [name for name in timed if not any(name in one for one in known)]:
+        costs.append(args.out / (f"costs-{len(costs) + 1}.json" if costs else "costs.json"))
+        call(["measure_flops.py", "--only", *lacking, "--json", str(costs[-1]), "--device", str(args.device)])
     found = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
             ((name, seed, plan.directory(name, seed)) for name, seed in todo)]  # fmt: skip
-    call(["report.py", *map(str, found), str(costs), "--out", str(args.out / "report"), "--device", str(args.device)])
+    call(["report.py", *map(str, [*found, *costs]), "--out", str(args.out / "report"), "--device", str(args.device)])
+
+
+def split(flags: list[str]) -> tuple[list[str], list[str]]:
+    """(flags of every training script, those that only scripts with a labelled source know), with their values."""
+    known, everywhere = (training_parser("", source=source)._option_string_actions for source in (True, False))
+    parts: tuple[list[str], list[str]] = ([], [])
+    of_source = False
+    for word in flags:
+        if word.startswith("--"):
+            name = word.partition("=")[0]
+            of_source = name in known and name not in everywhere
+        parts[of_source].append(word)
+    return parts
 
 
 def require_same(out: Path, made: dict[str, list[str]]) -> None:
@@ -195,6 +214,9 @@ class Steps:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in ("--epochs", "--max-steps", "--limit", "--batch-size"):
             parser.add_argument(name, type=positive)
+        for name in (f"{flag(key)}-{more}" for key in SOURCES | TARGETS for more in ("list", "encoding", "mapping")):
+            parser.add_argument(name)
+        parser.add_argument("--source-holdout", type=number(0, 0.9), default=0.0)
         parser.add_argument("--size", type=size, default=TARGETS[target_of(self._given)].size)
         parser.add_argument("--source-size", type=size, default=SOURCES[sources_of(self._given)[0]].size)
         parser.add_argument("--model", default="bisenet")
@@ -215,8 +237,9 @@ class Steps:
         """Of the training set. Raises `UserError` where it cannot be read."""
         if role not in self._pictures:
             given = self._given | vars(flags)
-            found = open_source(given) if role == "source" else open_target(given, "train")
-            self._pictures[role] = len(found)
+            found = open_source(given) if role == "source" else open_target(given, "train", listed=True)
+            held_out = round(flags.source_holdout * len(found)) if role == "source" else 0
+            self._pictures[role] = len(found) - held_out
         return self._pictures[role]
 
     def prepared_gigabytes(self, flags: argparse.Namespace) -> float:

@@ -11,7 +11,7 @@ from utils.tables import NOT_RUN, OF_PART, Cell, Table, mean_title, means_in
 from . import published
 from .published import NOTE, OTHER_REPORTS_NOTE
 from .results import Experiment
-from .tables import FIGURES, HEADLINE, ORACLE, OTHERS, made, measured
+from .tables import FIGURES, HEADLINE, ORACLE, OTHERS, made, measured, others_of
 
 METHODS = (
     "upper bound", "source only", "source only + AdaBN", "adversarial, standard", "adversarial, depthwise",
@@ -69,12 +69,13 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
     for e in experiments:
         named.setdefault(e.method, []).append(e)
     for row, found in named.items():
-        others = [published.by_others(row), published.OTHER_REPORTS.get(row, "-")]
         for e in found:
+            others = [published.by_others(row), others_of(e, row)]
             gap, differing = _gap(e, experiments)
             own = [*measured(e), *(e.figure("target", mean) for mean in means)]
             rows.append([e.label, *own, gap, *others, e.figure("source", "miou"), differing, *made(e)])
         if not found:
+            others = [published.by_others(row), others_of(None, row)]
             rows.append([row, *[NOT_RUN] * (len(FIGURES) + len(means) + 1), *others, *[NOT_RUN] * 4])
     titles = (f"{mean_title(mean)} (%)" for mean in means)
     header = ("method", *FIGURES, *titles, "gap recovered (%)", "published mIoU (%)", OTHERS, "source mIoU (%)",
@@ -96,6 +97,8 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
 def _gap(e: Experiment, experiments: Sequence[Experiment]) -> list[Cell]:
     """The gap recovered, and the settings besides the method in which the references differ."""
     if e.plain and e.script == "train_cityscapes":
+        return ["-", "-"]
+    if not {*EVALUATED} <= e.settings.keys():  # a mean of several networks would have several references
         return ["-", "-"]
     baseline, differing = reference(e, "train_gta5", experiments)
     bound, _ = reference(e, "train_cityscapes", experiments)

@@ -20,7 +20,7 @@ from datasets.labels import Classes
 from datasets.pictures import WRONG, errors, legend, stacked, under_title
 from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
-from training.checkpoint import build_from_checkpoint, load_checkpoint
+from training.checkpoint import build_from_checkpoint, load_checkpoint, trained_with
 from training.evaluation import predict
 from utils.errors import UserError
 
@@ -77,10 +77,11 @@ def scenes(
     found: list[Scene] = []
     sets: dict[tuple[str | int | None, ...], list[Experiment]] = {}
     for e in experiments:
-        sets.setdefault((*(e.settings.get(key) for key in of_target()), e.settings.get("limit")), []).append(e)
+        given = e.runs[0].config["arguments"]  # a mean's settings are those alone that its networks share
+        sets.setdefault((*(given.get(key) for key in of_target()), given.get("limit")), []).append(e)
     for group in sets.values():
         try:
-            data = open_target(group[0].settings, "val")
+            data = open_target(group[0].runs[0].config["arguments"], "val")
             chosen = np.unique(np.linspace(0, len(data) - 1, count).round().astype(int)).tolist()
             own = [_scene(data, index) for index in chosen]
         except UserError as error:
@@ -103,12 +104,13 @@ def network(e: Experiment, device: torch.device) -> nn.Module:
     run = e.runs[0]
     models = []
     for path in run.checkpoints:
-        model = build_from_checkpoint(load_checkpoint(path), path).to(device)
+        checkpoint = load_checkpoint(path)
+        model = build_from_checkpoint(checkpoint, path).to(device)
         if run.adapt_bn:
-            data = open_target(e.settings, "train", labelled=False, listed=True)
+            data = open_target(run.config["arguments"], "train", labelled=False, listed=True)
             if device.type == "cpu" and len(data) > ADABN_PICTURES:
                 raise UserError(f"AdaBN on {len(data)} pictures takes long on a CPU; --device cuda shows it")
-            adapt_to(model, data, e.settings["batch_size"], 0, device)
+            adapt_to(model, data, trained_with(checkpoint, path)["batch_size"], 0, device)
         models.append(model.eval())
     return models[0] if len(models) == 1 else MeanSoftmax(models).eval()
 
@@ -126,7 +128,7 @@ def _scene(data: SegmentationSet, index: int) -> Scene:
 def _prediction(
     model: nn.Module, data: SegmentationSet, index: int, e: Experiment, device: torch.device, size: tuple[int, int]
 ) -> np.ndarray:
-    image = resize_image(read_image(data.samples[index].image), tuple(e.settings["size"]))
+    image = resize_image(read_image(data.samples[index].image), tuple(e.runs[0].config["arguments"]["size"]))
     return predict(model(to_float(image[None].to(device))), size).cpu().numpy()
 
 

@@ -55,6 +55,9 @@ BESIDE = {
 }
 """Arguments in which the runs of one experiment may differ."""
 
+BISENET_18 = ("bisenet", "resnet18")
+"""The network whose figures other reports publish."""
+
 TARGET = ("accuracy", "miou", "iou", "classes_evaluated", "step", "pictures")
 """Of result.json, and of eval.py's figures."""
 
@@ -118,6 +121,12 @@ class Experiment:
         return next((run.earlier for run in self.runs if run.earlier is not None), ())
 
     @property
+    def network(self) -> tuple[str, str]:
+        """(model, backbone); of a mean the first one's."""
+        arguments = self.runs[0].config["arguments"]
+        return arguments["model"], arguments["backbone"]
+
+    @property
     def script(self) -> str:
         return self.runs[0].config["script"]
 
@@ -178,12 +187,13 @@ class Experiment:
         return "/".join(sorted({str(run.target["classes_evaluated"]) for run in self.runs}))
 
     def setting(self) -> str:
-        """Size, length and start, in a few words."""
+        """Size, length and start, in a few words; before them the network, where it is not the published rows'."""
         config = self.runs[0].config
         s = config["arguments"]
         start = {"none": "scratch", "imagenet": "ImageNet"}.get(s["weights"], "a file")
         start = "an earlier run" if started_from(s) else start
-        words = f"{_by(s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
+        words = "" if self.network == BISENET_18 else f"{' '.join(self.network)}, "
+        words += f"{_by(s['size'])}, {config['total_steps']} x {s['batch_size']}, from {start}"
         return words + (", street scenes" if s["demo"] else "")
 
 

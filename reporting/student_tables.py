@@ -12,7 +12,7 @@ from utils.tables import NOT_RUN, Cell, Table
 from . import published
 from .costs import Costs
 from .published import NOTE
-from .results import Experiment, class_names
+from .results import BISENET_18, Experiment, class_names
 from .tables import (
     FIGURES,
     HEADLINE,
@@ -21,6 +21,7 @@ from .tables import (
     cost_cells,
     made,
     measured,
+    named,
     of_outputs,
     titled,
     upper_bound_on,
@@ -44,7 +45,7 @@ def student_tables(experiments: Sequence[Experiment], costs: Costs) -> list[Tabl
 def source_only_with(looks: tuple[str, ...]) -> Callable[[Experiment], bool]:
     def fits(e: Experiment) -> bool:
         own = tuple(look for look in ("jitter", "blur", "recolour") if e.settings.get(look))
-        return e.of_row and e.script == "train_gta5" and e.settings["model"] == "bisenet" and own == looks
+        return e.of_row and e.script == "train_gta5" and e.network[0] == "bisenet" and own == looks
 
     return fits
 
@@ -75,21 +76,23 @@ def network_table(experiments: Sequence[Experiment], costs: Costs, number: int, 
                  (HEADLINE, NOTE))  # fmt: skip
 
 
-Column = tuple[str, Callable[[Experiment], bool], dict[str, str] | None, str]
-"""Title, whose experiments, what others published per class and as its mean."""
+Column = tuple[str, str, Callable[[Experiment], bool], dict[str, str] | None, str]
+"""Title, the plain method, whose experiments, what others published per class and as its mean."""
 
 
 def _shift_columns() -> list[Column]:
-    none, bisenet = (), ("bisenet", "resnet18")
+    none = ()
     return [
-        ("upper bound", upper_bound_on(*bisenet, anywhere=True), None, students(published.UPPER_BOUND[bisenet])),
-        ("source only", source_only_with(none), published.PER_CLASS[none], published.AUGMENTATION[none]),
+        ("upper bound", "upper bound", upper_bound_on(*BISENET_18, anywhere=True), None,
+         students(published.UPPER_BOUND[BISENET_18])),
+        ("source only", "source only", source_only_with(none), published.PER_CLASS[none], published.AUGMENTATION[none]),
     ]
 
 
 def _augmentation_columns() -> list[Column]:
     return [
-        (label, source_only_with(looks), published.PER_CLASS[looks], published.AUGMENTATION[looks])
+        (label, " + ".join(["source only", *looks]), source_only_with(looks), published.PER_CLASS[looks],
+         published.AUGMENTATION[looks])
         for looks, label in AUGMENTED.items()
     ]
 
@@ -97,7 +100,8 @@ def _augmentation_columns() -> list[Column]:
 def _adversarial_columns() -> list[Column]:
     others = published.ADVERSARIAL
     return [
-        (kind, adversarial_with(kind, anywhere=True), published.PER_CLASS.get(kind), students(others.get(kind, ())))
+        (kind, f"adversarial, {kind}", adversarial_with(kind, anywhere=True), published.PER_CLASS.get(kind),
+         students(others.get(kind, ())))
         for kind in of_outputs()
     ]
 
@@ -106,13 +110,13 @@ def per_class(experiments: Sequence[Experiment], number: int, title: str, column
     """A line a class; a column for each experiment of a kind, which says where its data are others than the report's,
     and beside it the published one."""
     header, cells = ["IoU (%)"], []
-    classes = class_names([e for e in experiments if any(fits(e) for _, fits, _, _ in columns)])
+    classes = class_names([e for e in experiments if any(fits(e) for _, _, fits, _, _ in columns)])
     classes = classes or tuple(published.PER_CLASS[()])
     lines = (*classes, "mean")
-    for label, fits, others, mean in columns:
+    for label, plain, fits, others, mean in columns:
         found = [e for e in experiments if fits(e)]
         for e in found:
-            own = label if len(found) == 1 else e.label
+            own = named(label, plain, e, found) + ("" if e.network == BISENET_18 else f", {titled(*e.network)}")
             header.append(own if e.of_assignment else f"{own} ({e.data})")
             cells.append([e.figure("target", line if line != "mean" else "miou") for line in lines])
         if not found:

@@ -15,7 +15,7 @@ from utils.tables import NOT_RUN, Cell, Table, duration
 from . import published
 from .costs import FEATURES_NOTE, Costs
 from .published import NOTE, OTHER_REPORTS_NOTE
-from .results import Experiment
+from .results import BISENET_18, Experiment
 
 HEADLINE = "Headline: the last checkpoint, on the target's val set; mean ± sample deviation over runs (seeds)."
 ORACLE = "Oracle: the best epoch chosen by the target's own labels, which no adaptation has."
@@ -36,7 +36,8 @@ def assignment_tables(experiments: Sequence[Experiment], costs: Costs) -> list[T
 
 def counted_networks(experiments: Sequence[Experiment]) -> list[str]:
     """Whose costs the tables need: the networks that were run, and the discriminators. As in measure_flops.py."""
-    run = dict.fromkeys(f"{e.settings['model']} {e.settings['backbone']}" for e in experiments)
+    run = dict.fromkeys(f"{run.config['arguments']['model']} {run.config['arguments']['backbone']}"
+                        for e in experiments for run in e.runs)  # fmt: skip
     return [*run, *discriminators()]
 
 
@@ -47,8 +48,8 @@ def upper_bound_on(model: str, backbone: str, anywhere: bool = False) -> Callabl
     """anywhere: also on other data than the assignment's."""
 
     def fits(e: Experiment) -> bool:
-        network = (e.settings["model"], e.settings["backbone"])
-        return (e.of_row if anywhere else e.of_assignment) and e.script == "train_cityscapes" and network == wanted
+        of_row = (e.of_row if anywhere else e.of_assignment) and e.script == "train_cityscapes"
+        return of_row and e.network == wanted
 
     wanted = (model, backbone)
     return fits
@@ -60,7 +61,7 @@ def adversarial_with(kind: str, anywhere: bool = False) -> Callable[[Experiment]
     def fits(e: Experiment) -> bool:
         wanted = {"discriminator": kind, "level": "output", "input": "softmax", "min_entropy": False}
         of_row = (e.of_row if anywhere else e.of_assignment) and e.script == "train_adversarial"
-        of_row = of_row and e.settings["model"] == "bisenet" and not e.settings.get("recolour")
+        of_row = of_row and e.network[0] == "bisenet" and not e.settings.get("recolour")
         return of_row and all(e.settings.get(key) == value for key, value in wanted.items())
 
     return fits
@@ -75,7 +76,7 @@ def variation(step: str) -> Callable[[Experiment], bool]:
         if not e.of_assignment:
             return False
         if step == "d":
-            return e.settings["model"] not in ("bisenet", "deeplabv2", "deeplab_vgg16")
+            return e.network[0] not in ("bisenet", "deeplabv2", "deeplab_vgg16")
         if step == "e":
             return e.settings.get("loss", "ce") != plain_loss(e.settings)
         script, translation = scripts[step]
@@ -103,12 +104,19 @@ Published = Sequence[tuple[str, str, str]]
 """By whom, accuracy, mIoU; an accuracy may be empty."""
 
 
-def _found(label: str, fits: Callable[[Experiment], bool], experiments: Sequence[Experiment]) -> list[
-    tuple[str, Experiment | None]
-]:  # fmt: skip
-    """A row's experiments: under its own label if there is one, under theirs if there are several."""
+def _found(
+    label: str, fits: Callable[[Experiment], bool], experiments: Sequence[Experiment], plain: str
+) -> list[tuple[str, Experiment | None]]:
+    """A row's experiments: under its own label if there is one, of the plain method; else under theirs."""
     found = [e for e in experiments if fits(e)]
-    return [(label if len(found) < 2 else e.label, e) for e in found] or [(label, None)]
+    return [(named(label, plain, e, found), e) for e in found] or [(label, None)]
+
+
+def named(label: str, plain: str, e: Experiment, found: Sequence[Experiment]) -> str:
+    """What a row's or a column's own label becomes for one of the experiments that were found for it."""
+    if len(found) > 1:
+        return e.label
+    return label if e.method == plain else f"{label}: {e.label}"
 
 
 def _shown(others: Published) -> str:
@@ -151,8 +159,8 @@ def upper_bound_table(experiments: Sequence[Experiment]) -> Table:
         elif model == "deeplabv2" or not any(map(upper_bound_on(model, backbone), experiments)):
             continue  # the student report's Table 1; and no row for a network that the sheet does not have, unless run
         others = _shown(published.UPPER_BOUND.get((model, backbone), ())) or "-"
-        theirs = published.OTHER_REPORTS["upper bound"] if (model, backbone) == ("bisenet", "resnet18") else "-"
-        for own, e in _found(label, upper_bound_on(model, backbone), experiments):
+        theirs = published.OTHER_REPORTS["upper bound"] if (model, backbone) == BISENET_18 else "-"
+        for own, e in _found(label, upper_bound_on(model, backbone), experiments, "upper bound"):
             rows.append([own, *measured(e)[:2], others, theirs, *made(e)])
     title = "Assignment, Table 1: trained and tested on the target (step 2, the upper bound)"
     header = ("network", "accuracy (%)", "mIoU (%)", PUBLISHED, OTHERS, "runs", "setting")
@@ -163,19 +171,18 @@ def adversarial_table(
     experiments: Sequence[Experiment], costs: Costs, number: int, label: str, kinds: Sequence[str]
 ) -> Table:  # fmt: skip
     """Table 2 or 3: adaptation with discriminators of these kinds, the sheet's first, and what those cost."""
-    rows, counted = [], set()
+    rows = []
     for place, kind in enumerate(kinds):
         name = f"discriminator {kind}"
         cost, (parameters, flops, _) = costs.get(name), published.COSTS.get(name, ("-", "-", "-"))
         own_costs = [NOT_RUN] * 2 if cost is None else [f"{cost['parameters_training']:,}", flops_of(cost)]
-        counted |= set() if cost is None else {cost["counted_at"]}
         others = [
             _shown(published.ADVERSARIAL.get(kind, ())) or "-",
             "-" if parameters == "-" else f"{parameters}; {flops}",
             published.OTHER_REPORTS.get(f"adversarial, {kind}", "-"),
         ]
         words = f"{kind} discriminator" if place else label
-        for own, e in _found(words, adversarial_with(kind), experiments):
+        for own, e in _found(words, adversarial_with(kind), experiments, f"adversarial, {kind}"):
             rows.append([own, *measured(e)[:2], *own_costs, *others, *made(e)])
     header = ("", "accuracy (%)", "mIoU (%)", "total parameters", "FLOPs", PUBLISHED, "published: parameters; FLOPs",
               OTHERS, "runs", "setting")  # fmt: skip
@@ -183,7 +190,7 @@ def adversarial_table(
         HEADLINE,
         "Parameters and FLOPs are the discriminator's, as in the sheet: it works in training only. FLOPs are twice the "
         "convolutions' multiply-accumulates.",
-        *sorted(counted),
+        *conditions(costs, [f"discriminator {kind}" for kind in kinds], "counted_at"),
         NOTE,
         published.SHEET_NOTE,
         *((published.STUDENT_NOTE,) if "standard" in kinds else ()),
@@ -201,16 +208,22 @@ STEP_4 = {
     "e": ("a loss against class imbalance", ""),
     "f": ("an extension: DACS", "DACS"),
 }
-"""Variation -> its words, and which of the other reports' figures stand beside it."""
+"""Variation -> its words, and the method that they name."""
+
+
+def others_of(e: Experiment | None, row: str) -> str:
+    """What the other reports have of an experiment, or of the row that none fills: theirs are BiSeNet-18's."""
+    known = e is None or e.network == BISENET_18
+    return published.OTHER_REPORTS.get(row if e is None else e.method, "-") if known else "-"
 
 
 def variations_table(experiments: Sequence[Experiment]) -> Table:
     rows = []
-    for step, (words, other) in STEP_4.items():
-        for own, e in _found(words, variation(step), experiments):
+    for step, (words, plain) in STEP_4.items():
+        for own, e in _found(words, variation(step), experiments, plain):
             if step == "d" and e is not None:
-                own = f"{titled(e.settings['model'], e.settings['backbone'])}: {e.label}"
-            rows.append([f"{step}) {own}", *measured(e)[:2], published.OTHER_REPORTS.get(other, "-"), *made(e)])
+                own = f"{titled(*e.network)}: {e.label}"
+            rows.append([f"{step}) {own}", *measured(e)[:2], others_of(e, plain), *made(e)])
     header = ("variation", "accuracy (%)", "mIoU (%)", OTHERS, "runs", "setting")
     return Table("assignment-4", "Assignment, step 4: variations", header, rows, (HEADLINE, OTHER_REPORTS_NOTE))
 
@@ -227,14 +240,22 @@ def cost_table(costs: Costs, file: str, title: str, names: Sequence[str]) -> Tab
         "latency (ms), median [95th percentile]", "published parameters", "published count", "published latency (ms)",
     )  # fmt: skip
     rows = [[name, *cost_cells(costs.get(name)), *published.COSTS.get(name, ("-", "-", "-"))] for name in names]
-    own = [costs[name] for name in names if name in costs]
-    said = {cost["counted_at"] for cost in own} | {c["timed_at"] for c in own if "timed_at" in c}
+    said = [line for key in ("counted_at", "timed_at") for line in conditions(costs, names, key)]
     uneven = [name for name in names if name in costs and _uneven(costs[name])]
     warned = (f"The timing of {', '.join(uneven)} is uneven: the 95th percentile is more than half above the median. "
               "Something else was at work; measure again on a quiet machine.",) if uneven else ()  # fmt: skip
     kinds = {discriminators()[name] for name in names if name in discriminators()}
     features = (FEATURES_NOTE,) if kinds - set(of_outputs()) else ()
-    return Table(file, title, header, rows, (*warned, *sorted(said), *features, NOTE))
+    return Table(file, title, header, rows, (*warned, *said, *features, NOTE))
+
+
+def conditions(costs: Costs, names: Sequence[str], key: str) -> list[str]:
+    """At what size and on what device counts or latencies were taken; where not all alike, of which networks."""
+    of: dict[str, list[str]] = {}
+    for name in names:
+        if name in costs and key in costs[name]:
+            of.setdefault(costs[name][key], []).append(name)
+    return [said if len(of) == 1 else f"{', '.join(own)}: {said}" for said, own in of.items()]
 
 
 def _timing(cost: dict[str, Any]) -> dict[str, Any] | None:

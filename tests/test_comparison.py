@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from reporting.comparison import gap_recovered, reference
-from reporting.tables import adversarial_with, variation
+from reporting.tables import adversarial_with, conditions, named, others_of, variation
 
 
 def like(script, **changed):
@@ -11,7 +11,9 @@ def like(script, **changed):
     plain = {"model": "bisenet", "backbone": "resnet18", "size": [48, 32], "limit": None, "lr": 0.1, "jitter": False,
              "cityscapes": "C", "batch_size": 2, "discriminator": "standard", "level": "output", "input": "softmax",
              "min_entropy": False}  # fmt: skip
-    return SimpleNamespace(plain=True, of_row=True, of_assignment=True, script=script, settings=plain | changed)
+    settings = plain | changed
+    return SimpleNamespace(plain=True, of_row=True, of_assignment=True, script=script, settings=settings,
+                           network=(settings["model"], settings["backbone"]))  # fmt: skip
 
 
 def test_the_reference_is_the_nearest_run_of_the_same_network():
@@ -20,6 +22,28 @@ def test_the_reference_is_the_nearest_run_of_the_same_network():
         assert reference(e, "train_gta5", fits) == (near, ["lr"])
     for change in ({"backbone": "resnet101"}, {"model": "pidnet"}, {"limit": 5}):
         assert reference(e, "train_gta5", [like("train_gta5", jitter=True, **change), far])[0] is far
+
+
+def test_a_row_says_what_fills_it_but_for_its_plain_method():
+    e = SimpleNamespace(method="upper bound + loss ohem", label="upper bound + loss ohem, 512x256")
+    assert named("BiSeNet", "upper bound + loss ohem", e, [e]) == "BiSeNet"
+    assert named("BiSeNet", "upper bound", e, [e]) == "BiSeNet: upper bound + loss ohem, 512x256"
+    assert named("BiSeNet", "upper bound", e, [e, e]) == e.label
+
+
+def test_other_reports_figures_are_bisenet_18s():
+    networks = (("bisenet", "resnet18"), ("bisenet", "resnet101"))
+    one, other = (SimpleNamespace(network=network, method="DACS") for network in networks)
+    assert [others_of(e, "DACS") for e in (one, other, None)] == ["40.6", "-", "40.6"]
+    assert others_of(SimpleNamespace(network=("bisenet", "resnet18"), method="DACS + MIC"), "DACS") == "-"
+
+
+def test_conditions_that_differ_say_whose_they_are():
+    costs = {"a": {"counted_at": "Counts at 1."}, "b": {"counted_at": "Counts at 2.", "timed_at": "here"},
+             "c": {"counted_at": "Counts at 1.", "timed_at": "here"}}  # fmt: skip
+    assert conditions(costs, ["a", "c", "not run"], "counted_at") == ["Counts at 1."]
+    assert conditions(costs, ["a", "b", "c"], "counted_at") == ["a, c: Counts at 1.", "b: Counts at 2."]
+    assert conditions(costs, ["a", "b", "c"], "timed_at") == ["here"]
 
 
 def test_a_gap_that_is_none_is_not_recovered():

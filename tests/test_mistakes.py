@@ -265,8 +265,12 @@ def test_weights_beside_a_moving_teacher_are_refused(script, game, city, trained
     assert f"--allow-partial-weights does nothing here: the network starts from {trained}" in found
 
 
-def test_flags_of_eval_that_would_do_nothing_are_refused(script, trained):
+def test_flags_of_other_scripts_that_would_do_nothing_are_refused(script, trained):
     assert "--mean does nothing here: one network is named" in one_line_error(script("eval", trained, "--mean"))
+    found = one_line_error(script("report", trained.parent, "--pictures", 2))
+    assert "--pictures does nothing here: no report is written without --out" in found
+    found = one_line_error(script("measure_flops", "--no-latency", "--runs", 3))
+    assert "--runs does nothing here: --no-latency times nothing" in found
     assert "--force does nothing here: it is for --json" in one_line_error(script("eval", trained, "--force"))
 
 

@@ -339,6 +339,30 @@ def test_adabn_is_a_row_of_its_own_and_means_are_left_in(whole, runs):
     assert methods["source only"]["runs"] == "2"
 
 
+def test_an_evaluation_in_two_files_counts_once(script, runs, tmp_path):
+    shutil.copy(runs / "adabn.json", tmp_path / "copy.json")
+    sources = (runs / "source-0", runs / "source-1", runs / "adabn.json")
+    once, twice = (script("report", *sources, *more) for more in ((), (tmp_path / "copy.json",)))
+    assert twice.status == 0, twice.err
+    assert twice.out.count("evaluated in two files, of which the first one counts") == 3
+    assert twice.out.endswith(once.out)
+
+
+def test_a_mean_of_two_networks_is_reported(script, runs, city, tmp_path):
+    assert script(*upper(runs / "city", tmp_path / "tiny", "--epochs", 1, "--batch-size", 4)).status == 0
+    both = [path / "checkpoint_last.pt" for path in (runs / "upper", tmp_path / "tiny")]
+    made = tmp_path / "mean.json"
+    done = script("eval", *both, "--mean", "--adapt-bn", "--json", made, "--workers", 0, "--device", "cpu")
+    assert done.status == 0, done.err
+    done = script("report", runs / "upper", tmp_path / "tiny", made, "--out", tmp_path / "report", "--pictures", 1,
+                  "--device", "cpu")  # fmt: skip
+    assert done.status == 0, done.err
+    rows = {row["method"]: row for row in table(tmp_path / "report", "comparison")}
+    assert rows["mean of 2 (upper bound) + AdaBN"]["gap recovered (%), mean"] == "-"
+    settings = [row["setting"] for row in table(tmp_path / "report", "comparison")]
+    assert sum(setting.startswith("tiny narrow, ") for setting in settings) == 2
+
+
 def test_curves_bars_matrices_and_pictures_are_drawn(whole):
     drawn = {path.stem for path in (whole / "figures").glob("*.png")}
     expected = {

@@ -42,11 +42,11 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
     monkeypatch.setenv("GTA5", str(game))
     monkeypatch.setenv("CITYSCAPES", str(city))
     command = ("tables", *machine, "--seeds", 0, 1)
-    more = ("--", *FLAGS, "--epochs", 1)
+    more = ("--", "--source-holdout", 0.3, "--jitter", *FLAGS, "--epochs", 1)
     planned = script(*command, "--plan", *more)
     assert planned.status == 0, planned.err
     assert [line.split("|")[1].strip() for line in planned.out.splitlines() if "to do" in line] == list(SMALL) * 2
-    assert re.search(r"adversarial +\| 0 +\| train_adversarial.py +\| 3 steps", planned.out)
+    assert re.search(r"adversarial +\| 0 +\| train_adversarial.py +\| 2 steps", planned.out)
     assert "GB of checkpoints" in planned.out
     assert scripts_run(planned.out) == []
     assert not (tmp_path / "out").exists()
@@ -66,6 +66,8 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
     assert [line.split("|")[-2].strip() for line in again.out.splitlines() if line.startswith("| source only")][:2] == [
         "done"
     ] * 2
+    config = json.loads((tmp_path / "out/source-only-seed0/config.json").read_text())
+    assert config["arguments"]["source_holdout"] == 0.3
     other = script(*command, "--", *FLAGS, "--epochs", 2)
     assert "give the same data and flags, or name another --out" in one_line_error(other)
 
@@ -147,6 +149,12 @@ def test_intra_domain_rows_are_as_long_as_the_target_makes_them(script, game, tm
     planned = script("tables", *flags, "--plan", "--out", tmp_path / "out", "--", *FLAGS, "--epochs", 2)
     assert planned.status == 0, planned.err
     assert re.search(r"IntraDA, after AdvEnt +\| 0 +\| train_adversarial.py --input entropy +\| 6 steps", planned.out)
+
+
+def test_flags_of_the_source_go_to_the_scripts_that_read_one() -> None:
+    of_all = ["--batch-size", "4", "--loss=ohem", "--size", "64x32"]
+    of_source = ["--gta5-encoding", "trainIds", "--source-holdout=0.1", "--jitter"]
+    assert tables.split([*of_source[:2], *of_all, *of_source[2:]]) == (of_all, of_source)
 
 
 def test_the_whole_time_is_estimated_after_a_hundred_steps(capsys) -> None:
