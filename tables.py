@@ -152,17 +152,24 @@ def main() -> None:
     timing = Timing(plan, todo, steps)
     for name, seed in todo:
         plan.run(name, seed, timing.of(name))
-    costs = sorted(args.out.glob("costs*.json"))
-    known: Costs = {}
-    for file in costs:
-        read_costs(file, known)
-    timed = [*dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains), "discriminator"]
-    if lacking := [name for name in timed if not any(name in one for one in known)]:
-        costs.append(args.out / (f"costs-{len(costs) + 1}.json" if costs else "costs.json"))
-        call(["measure_flops.py", "--only", *lacking, "--json", str(costs[-1]), "--device", str(args.device)])
+    used = dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains)
+    costs = costs_of([*used, "discriminator"], args.out, str(args.device))
     found = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
             ((name, seed, plan.directory(name, seed)) for name, seed in todo)]  # fmt: skip
     call(["report.py", *map(str, [*found, *costs]), "--out", str(args.out / "report"), "--device", str(args.device)])
+
+
+def costs_of(names: list[str], out: Path, device: str) -> list[Path]:
+    """The files below `out` with the counts and latencies of these networks; measures those that none holds yet. names:
+    a part of what measure_flops.py calls them."""
+    files = sorted(out.glob("costs*.json"))
+    known: Costs = {}
+    for file in files:
+        read_costs(file, known)
+    if lacking := [name for name in names if not any(name in one for one in known)]:
+        files.append(out / (f"costs-{len(files) + 1}.json" if files else "costs.json"))
+        call(["measure_flops.py", "--only", *lacking, "--json", str(files[-1]), "--device", device])
+    return files
 
 
 def split(flags: list[str]) -> tuple[list[str], list[str]]:

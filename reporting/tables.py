@@ -113,10 +113,12 @@ def _found(
 
 
 def named(label: str, plain: str, e: Experiment, found: Sequence[Experiment]) -> str:
-    """What a row's or a column's own label becomes for one of the experiments that were found for it."""
+    """What a row's or a column's own label becomes for one of the experiments that were found for it. From which source
+    it learnt is said elsewhere."""
     if len(found) > 1:
         return e.label
-    return label if e.method == plain else f"{label}: {e.label}"
+    learnt = f" from {e.data.partition(' to ')[0]}"
+    return label if e.method.replace(learnt, "", 1) == plain else f"{label}: {e.label}"
 
 
 def _shown(others: Published) -> str:

@@ -25,10 +25,12 @@ def test_the_reference_is_the_nearest_run_of_the_same_network():
 
 
 def test_a_row_says_what_fills_it_but_for_its_plain_method():
-    e = SimpleNamespace(method="upper bound + loss ohem", label="upper bound + loss ohem, 512x256")
+    e = SimpleNamespace(method="upper bound + loss ohem", label="upper bound + loss ohem, 512x256", data="Cityscapes")
     assert named("BiSeNet", "upper bound + loss ohem", e, [e]) == "BiSeNet"
     assert named("BiSeNet", "upper bound", e, [e]) == "BiSeNet: upper bound + loss ohem, 512x256"
     assert named("BiSeNet", "upper bound", e, [e, e]) == e.label
+    e = SimpleNamespace(method="source only from SYNTHIA + jitter", label="a", data="SYNTHIA to Cityscapes")
+    assert named("colour jitter", "source only + jitter", e, [e]) == "colour jitter"
 
 
 def test_other_reports_figures_are_bisenet_18s():

@@ -186,10 +186,8 @@ def test_a_recoloured_run_resumes_exactly(script, game, city, tmp_path, monkeypa
 
 def test_reports_tell_a_recoloured_run_from_a_plain_one() -> None:
     settings = {"script": "train_gta5", "model": "bisenet", "init": None}
-    plain, recoloured = (
-        SimpleNamespace(of_row=True, script="train_gta5", settings=settings | {"recolour": share})
-        for share in (0, 0.7)
-    )
+    of_row = {"of_row": True, "script": "train_gta5", "network": ("bisenet", "resnet18")}
+    plain, recoloured = (SimpleNamespace(**of_row, settings=settings | {"recolour": share}) for share in (0, 0.7))
     assert source_only_with(())(plain)
     assert not source_only_with(())(recoloured)
     assert method_name(settings) == method_name(plain.settings) == "source only"

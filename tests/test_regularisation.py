@@ -194,7 +194,7 @@ def test_at_weight_zero_the_source_does_not_pass_and_the_target_does_not_teach(
         assert sum(passes) == expected, name
     assert "loss" not in losses_of(tmp_path / "target")
     # Other labels, the same network: they do not teach.
-    flags = ("--lambda-target", 0, "--confidence", 0, "--percentile", 0)
+    flags = ("--lambda-target", 0, "--adapt-bn")
     assert script(*command(tmp_path / "others", *flags)).status == 0
     assert losses_of(tmp_path / "others")["loss_target"] != losses_of(tmp_path / "source")["loss_target"]
     source, others, both = (

@@ -215,7 +215,8 @@ def test_a_run_says_both_means_wherever_it_says_the_mean(script, city, game, tmp
         run = dataclasses.replace(run, settings=run.settings | more | {"min_entropy": False})
 
         def fit(script, row, run=run):
-            return row(Experiment([dataclasses.replace(run, config=run.config | {"script": script})]))
+            of = {"script": script, "arguments": run.config["arguments"] | {"model": "bisenet"}}
+            return row(Experiment([dataclasses.replace(run, config=run.config | of)]))
 
         assert fit("train_gta5", source_only_with(())) == fills
         assert fit("train_adversarial", adversarial_with("standard")) == fills

@@ -75,7 +75,20 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
 def write_costs(out: Path) -> None:
     """As measure_flops.py would, which takes minutes on a CPU."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "costs.json").write_text(json.dumps({"size": [64, 32], "networks": {}}))
+    cost = {"parameters_training": 1, "parameters_inference": 1, "fvcore": 1, "conv_macs": 1, "conv_flops": 2}
+    of = dict.fromkeys(("tiny narrow", "discriminator standard"), cost)
+    (out / "costs.json").write_text(json.dumps({"size": [64, 32], "networks": of}))
+
+
+def test_networks_of_later_rows_are_timed_too(tmp_path, monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(tables, "call", called.append)
+    write_costs(tmp_path)
+    assert tables.costs_of(["tiny narrow", "discriminator"], tmp_path, "cpu") == [tmp_path / "costs.json"]
+    assert called == []
+    files = [tmp_path / name for name in ("costs.json", "costs-2.json")]
+    assert tables.costs_of(["tiny narrow", "tiny wide", "discriminator"], tmp_path, "cpu") == files
+    assert called == [["measure_flops.py", "--only", "tiny wide", "--json", str(files[1]), "--device", "cpu"]]
 
 
 WRAPPER = """
