@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from datasets import SegmentationSet
 from datasets.domains import (
     SOURCES,
     TARGETS,
@@ -206,15 +207,17 @@ class Steps:
 
     def __init__(self, args: argparse.Namespace, more: list[str]) -> None:
         self._more, self._given = more, vars(args)
-        self._pictures: dict[str, int] = {}
+        self._sets: dict[str, SegmentationSet] = {}
 
     def of(self, row: Row) -> int:
         """The steps of its run, 0 for an evaluation."""
         if not row.trains:
             return 0
         flags = self.flags(row)
-        pictures = self.pictures("target" if row.script == TARGET_ONLY or row.intra else "source", flags)
-        return Progress.planned(pictures, flags.batch_size, flags.epochs, flags.max_steps).total_steps
+        of_target = row.script == TARGET_ONLY or row.intra
+        data = self.pictures("target", flags) if of_target else self.pictures("source", flags)
+        kept = data if of_target else data.hold_out(flags.source_holdout)[0]
+        return Progress.planned(len(kept), flags.batch_size, flags.epochs, flags.max_steps).total_steps
 
     def flags(self, row: Row) -> argparse.Namespace:
         """Of all flags those that this reads, with the script's defaults."""
@@ -240,19 +243,18 @@ class Steps:
         default = SEGMENTERS[flags.model].default_backbone() if flags.model in SEGMENTERS else "none"
         return f"{flags.model} {flags.backbone or default}"
 
-    def pictures(self, role: str, flags: argparse.Namespace) -> int:
-        """Of the training set. Raises `UserError` where it cannot be read."""
-        if role not in self._pictures:
+    def pictures(self, role: str, flags: argparse.Namespace) -> SegmentationSet:
+        """The training set, held-out pictures included. Raises `UserError` where it cannot be read."""
+        if role not in self._sets:
             given = self._given | vars(flags)
             found = open_source(given) if role == "source" else open_target(given, "train", listed=True)
-            held_out = round(flags.source_holdout * len(found)) if role == "source" else 0
-            self._pictures[role] = len(found) - held_out
-        return self._pictures[role]
+            self._sets[role] = found
+        return self._sets[role]
 
     def prepared_gigabytes(self, flags: argparse.Namespace) -> float:
         """Of the prepared pictures and labels of both training sets."""
         sizes = {"source": flags.source_size, "target": flags.size}
-        return sum(self.pictures(role, flags) * 4 * w * h / 1e9 for role, (w, h) in sizes.items())
+        return sum(len(self.pictures(role, flags)) * 4 * w * h / 1e9 for role, (w, h) in sizes.items())
 
 
 def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:

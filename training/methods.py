@@ -82,7 +82,7 @@ def started_from(settings: dict[str, Any]) -> str | None:
     """The run whose network a run started from, if it did: --init's, the one that a moving teacher was, or the
     labeller, where a round continues it."""
     moving = settings.get("teacher") == "moving"
-    (labeller,) = (settings.get("labeller") or [None])[:1] if settings.get("continue") else [None]
+    labeller = settings["labeller"][0] if settings.get("continue") and settings["labeller"] else None
     return settings.get("init") or labeller or (settings.get("teacher_checkpoint") if moving else None)
 
 
