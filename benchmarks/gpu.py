@@ -71,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     machine.add_argument("--device", type=device, metavar="DEV", help="(cuda; without a GPU --plan)")
     args = parser.parse_args()
     if args.device is None and torch.cuda.is_available():
-        args.device = torch.device("cuda")
+        args.device = device("cuda")
     if args.device is not None and args.device.type == "cpu" and not args.small:
         raise UserError("--device cpu: it would take days; add --small")
     if args.document is not None:

@@ -247,10 +247,11 @@ def simulated_cuda() -> Iterator[Record]:
         if not torch.cuda.is_available():
             patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         for name, answer in {
-            "is_available": True, "device_count": 1, "current_device": 0, "set_device": None, "manual_seed_all": None,
+            "is_available": True, "device_count": 1, "current_device": 0, "manual_seed_all": None,
             "get_device_capability": (8, 0), "get_device_name": "simulated", "is_bf16_supported": True,
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+        patch.setattr(torch.cuda, "set_device", _set_device)
         for name in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):
             patch.setattr(torch.optim.Optimizer, name, lambda _: None, raising=False)
         patch.setattr(DataLoader, "__init__", _without_pinning(DataLoader.__init__))
@@ -265,6 +266,12 @@ def simulated_cuda() -> Iterator[Record]:
             _forget_constants()
             torch._C._set_only_lift_cpu_tensors(lifts)
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
+
+
+def _set_device(device: Any) -> None:
+    """As torch's, which refuses a device without an index."""
+    if not isinstance(device, int) and torch.device(device).index is None:
+        raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
 
 
 def _aside(function: Callable[..., None]) -> Callable[..., None]:

@@ -24,6 +24,7 @@ import training.adabn
 from training.checkpoint import load_checkpoint
 from training.evaluator import Evaluator
 from training.run import Run
+from utils.flags import default_device, device
 from utils.interruption import Interruption, Stop
 from utils.metrics import ConfusionMatrix
 
@@ -103,7 +104,7 @@ def cuda() -> Iterator[Record]:
         yield record
 
 
-def train(place: SimpleNamespace, method: str, run_dir: Path, *more: Any, device: Any = DEVICE) -> dict[str, Any]:
+def train(place: SimpleNamespace, method: str, run_dir: Path, *more: Any, device: Any = "cuda") -> dict[str, Any]:
     """Three steps and an evaluation; returns what metrics.jsonl says of them."""
     script, *flags = METHODS[method]
     if script == "train_pseudo_labels":
@@ -134,6 +135,11 @@ def test_a_method_runs_on_a_gpu(method: str, precision: str, place: SimpleNamesp
     assert entry["target"]["pictures"] == 6
     assert entry["train"]["gradient"] > 0
     assert entry["train"].get("overflows", 0) == 0
+
+
+def test_a_gpu_is_named_with_or_without_its_index() -> None:
+    with cuda():
+        assert device("cuda") == device("cuda:0") == default_device() == DEVICE
 
 
 @pytest.mark.parametrize("method", ["multi-level", "FADA", "DACS, all", "SAC"])

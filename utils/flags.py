@@ -72,7 +72,7 @@ def scales(text: str) -> tuple[float, ...]:
 
 
 def device(text: str) -> torch.device:
-    """`cpu`, `cuda` or `cuda:1`, which must be there."""
+    """`cpu`, `cuda` (the first GPU) or `cuda:1`, which must be there. A GPU comes with its index."""
     try:
         found = torch.device(text)
     except RuntimeError:
@@ -82,7 +82,9 @@ def device(text: str) -> torch.device:
     if found.type == "cuda":
         if (found.index or 0) >= torch.cuda.device_count():
             raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-        torch.cuda.set_device(found)  # events, pinned memory and default streams go there too
+        if found.index is not None:  # the first is current already, and under torchrun not every process's
+            torch.cuda.set_device(found)  # events, pinned memory and default streams go there too
+        return torch.device("cuda", found.index or 0)
     return found
 
 
@@ -93,7 +95,7 @@ def spelt(arguments: Sequence[str] | None = None) -> set[str]:
 
 
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cores() -> int:
