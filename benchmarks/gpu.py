@@ -93,6 +93,7 @@ def main() -> None:
     if args.plan or args.device is None:
         print(plan(parts, args))
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the process at work ends too
     args.out.mkdir(parents=True, exist_ok=True)
     kept = {name: Kept(args.out / f"{name}.json", name, asked) for name in PARTS}
     for name, cells in parts.items():

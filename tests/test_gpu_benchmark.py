@@ -2,13 +2,18 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from itertools import count, product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import one_line_error
+from soak import ROOT, is_at_work
 
 from benchmarks import gpu
 from benchmarks.gpu_parts import PARTS
@@ -215,3 +220,23 @@ def test_a_part_whose_minutes_are_over_goes_on_later(part):
     assert not kept.failed
     _, kept = part([GOOD, GOOD])
     assert list(kept.found) == ["a", "b", "c"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_told_to_stop_it_leaves_nothing_on_the_device(scenes, tmp_path):
+    _, *flags = command(scenes, tmp_path / "out", "--only", "memory")
+    process = subprocess.Popen([sys.executable, ROOT / "benchmarks/gpu.py", *map(str, flags)])
+    log = tmp_path / "out/memory.log"
+    while process.poll() is None and not (log.exists() and "== memory" in log.read_text()):
+        time.sleep(0.05)
+    at_work = descendants(process.pid)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert at_work
+    assert not [pid for pid in at_work if is_at_work(pid)]
+
+
+def descendants(pid):
+    found = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return found + [deeper for child in found for deeper in descendants(child)]
