@@ -12,6 +12,7 @@ import tempfile
 import xml.etree.ElementTree as xml
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from benchmarks.gpu_training import (  # noqa: E402
 from benchmarks.inference import WAYS, medians  # noqa: E402
 from models import build_segmenter  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
+from utils.flags import cores  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 
 
@@ -67,10 +69,12 @@ def tests_cells(settings: Settings, full: bool) -> dict[str, Cell]:
 
 
 def measure_tests(cell: Cell, settings: Settings) -> Found:
-    """Raises RuntimeError, which names them, when tests fail."""
+    """Several at once where pytest-xdist is there, each said in the log. Raises RuntimeError, which names those that
+    failed."""
+    several = ["--numprocesses", str(min(8, cores()))] if find_spec("xdist") else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        pytest = [sys.executable, "-m", "pytest", cell["file"], "--tb=short", "-p", "no:cacheprovider"]
+        pytest = [sys.executable, "-m", "pytest", cell["file"], "-vv", "--tb=short", "-p", "no:cacheprovider", *several]
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if settings.device == "cpu" else {}
         subprocess.run([*pytest, f"--junitxml={report}"], cwd=ROOT, env=os.environ | hidden, stdin=subprocess.DEVNULL)
         if not report.exists():
@@ -140,7 +144,7 @@ def inference_table(found: list[Found], settings: Settings) -> str:
 PARTS = {
     "tests": Part(
         "Tests on the device", tests_cells, measure_tests, tests_table,
-        lambda one: f"{one['passed']} passed, {one['skipped']} skipped", 12, (300, 300), limit=12,
+        lambda one: f"{one['passed']} passed, {one['skipped']} skipped", 20, (300, 300), limit=20,
     ),
     "training": Part(
         "Training, data included", training_cells, measure_training, training_table,
