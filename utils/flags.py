@@ -95,7 +95,7 @@ def spelt(arguments: Sequence[str] | None = None) -> set[str]:
 
 
 def default_device() -> torch.device:
-    return device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def cores() -> int:
