@@ -215,7 +215,7 @@ class Steps:
             return 0
         flags = self.flags(row)
         of_target = row.script == TARGET_ONLY or row.intra
-        data = self.pictures("target", flags) if of_target else self.pictures("source", flags)
+        data = self.training_set("target", flags) if of_target else self.training_set("source", flags)
         kept = data if of_target else data.hold_out(flags.source_holdout)[0]
         return Progress.planned(len(kept), flags.batch_size, flags.epochs, flags.max_steps).total_steps
 
@@ -243,7 +243,7 @@ class Steps:
         default = SEGMENTERS[flags.model].default_backbone() if flags.model in SEGMENTERS else "none"
         return f"{flags.model} {flags.backbone or default}"
 
-    def pictures(self, role: str, flags: argparse.Namespace) -> SegmentationSet:
+    def training_set(self, role: str, flags: argparse.Namespace) -> SegmentationSet:
         """The training set, held-out pictures included. Raises `UserError` where it cannot be read."""
         if role not in self._sets:
             given = self._given | vars(flags)
@@ -254,7 +254,7 @@ class Steps:
     def prepared_gigabytes(self, flags: argparse.Namespace) -> float:
         """Of the prepared pictures and labels of both training sets."""
         sizes = {"source": flags.source_size, "target": flags.size}
-        return sum(len(self.pictures(role, flags)) * 4 * w * h / 1e9 for role, (w, h) in sizes.items())
+        return sum(len(self.training_set(role, flags)) * 4 * w * h / 1e9 for role, (w, h) in sizes.items())
 
 
 def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:

@@ -251,7 +251,7 @@ def simulated_cuda() -> Iterator[Record]:
             "get_device_capability": (8, 0), "get_device_name": "simulated", "is_bf16_supported": True,
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
-        patch.setattr(torch.cuda, "set_device", _set_device)
+        patch.setattr(torch.cuda, "set_device", torch.cuda._utils._get_device_index)  # refuses what torch does
         for name in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):
             patch.setattr(torch.optim.Optimizer, name, lambda _: None, raising=False)
         patch.setattr(DataLoader, "__init__", _without_pinning(DataLoader.__init__))
@@ -266,12 +266,6 @@ def simulated_cuda() -> Iterator[Record]:
             _forget_constants()
             torch._C._set_only_lift_cpu_tensors(lifts)
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
-
-
-def _set_device(device: Any) -> None:
-    """As torch's, which refuses a device without an index."""
-    if not isinstance(device, int) and torch.device(device).index is None:
-        raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
 
 
 def _aside(function: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import one_line_error
-from soak import ROOT, is_at_work
+from soak import ROOT, children, is_at_work
 
 from benchmarks import gpu
 from benchmarks.gpu_parts import PARTS
@@ -230,7 +230,7 @@ def test_told_to_stop_it_leaves_nothing_on_the_device(scenes, tmp_path):
     log = tmp_path / "out/memory.log"
     while process.poll() is None and not (log.exists() and "== memory" in log.read_text()):
         time.sleep(0.05)
-    at_work = descendants(process.pid)
+    at_work = [pid for child in children(process.pid) for pid in (child, *children(child))]
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert at_work
@@ -238,8 +238,3 @@ def test_told_to_stop_it_leaves_nothing_on_the_device(scenes, tmp_path):
     while left := [pid for pid in at_work if is_at_work(pid)]:
         assert time.monotonic() < end, left
         time.sleep(0.05)
-
-
-def descendants(pid):
-    found = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-    return found + [deeper for child in found for deeper in descendants(child)]
