@@ -30,7 +30,7 @@ from measure_flops import timed  # noqa: E402
 from models import SEGMENTERS, Segmenter, build_segmenter  # noqa: E402
 from models.deployment import Deployed  # noqa: E402
 from training.checkpoint import build_from_checkpoint, checkpoint_file, load_checkpoint  # noqa: E402
-from training.flags import add_network_flags  # noqa: E402
+from training.flags import add_network_flags, refuse_idle  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
 from utils.errors import Parser, UserError, run_script  # noqa: E402
@@ -78,8 +78,14 @@ def parse_args() -> argparse.Namespace:
     runtimes.add_argument("--pictures", type=Path, metavar="DIR", help="of these (drawn street scenes of 2048x1024)")
     runtimes.add_argument("--grid", type=int, choices=(1, 2, 4, 8), default=1, help="as export.py has it (%(default)s)")
     args = parser.parse_args()
-    if not args.runtimes and (args.every_network or args.checkpoint or args.pictures or args.grid > 1):
-        raise UserError("--every-network, --checkpoint, --pictures and --grid belong to --runtimes; add it")
+    if args.runtimes:
+        refuse_idle("--runtimes times what export.py writes, on a CPU", "batches", "precisions", "compile", "device")
+    else:
+        refuse_idle("it takes --runtimes", "every_network", "checkpoint", "threads", "pictures", "grid")
+    if args.checkpoint is not None:
+        refuse_idle("--checkpoint names the network", "model", "backbone", "every_network")
+    if args.every_network:
+        refuse_idle("--every-network takes them all", "model", "backbone")
     gpu = args.device.type == "cuda"
     args.backbone = args.backbone or SEGMENTERS[args.model].default_backbone()
     args.precisions = args.precisions or (["fp16"] if gpu else ["fp32", "bf16"])

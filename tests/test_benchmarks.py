@@ -51,7 +51,17 @@ def test_runtimes_are_timed_beside_pytorch_and_give_its_ids(script, trained, mon
     assert found["PyTorch fp32, eager"][8] == "1.00"
     assert all(float(cell) > 0 for row in found.values() for cell in row[4:])
     assert float(found["ONNX Runtime fp32"][-1]) > 99.9
-    assert "add it" in one_line_error(script("benchmarks.inference", "--every-network"))
+
+
+def test_inference_refuses_flags_that_would_do_nothing(script, trained):
+    for flags, named in (
+        (("--every-network",), "--every-network"),
+        (("--threads", 1), "--threads"),
+        (("--runtimes", "--compile"), "--compile"),
+        (("--runtimes", "--checkpoint", trained, "--model", "lraspp"), "--model"),
+        (("--runtimes", "--every-network", "--backbone", "s"), "--backbone"),
+    ):
+        assert f"{named} does nothing here" in one_line_error(script("benchmarks.inference", *flags))
 
 
 def test_translation_and_augmentation_are_compared_as_they_are_timed(script):
