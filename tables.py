@@ -66,6 +66,7 @@ REPORT = {
 }
 BANDS = {f"FDA, beta {beta}": Row(FDA, ("--beta", beta)) for beta in ("0.01", "0.05", "0.09")}
 ADABN = ("--adapt-bn", "--no-mean")
+GOING_ON = ("--lr", "0.01")  # from a trained network
 METHODS = {
     "source only": Row(SOURCE_ONLY),
     "source only, AdaBN": Row(EVALUATION, ADABN, needs=("source only",)),
@@ -85,10 +86,12 @@ METHODS = {
     "FDA, mean of three": Row(EVALUATION, ("--mean",), needs=tuple(BANDS)),
     "LAB": Row(FDA, ("--translation", "lab")),
     "pseudo-labels": Row(SELF, needs=("source only",)),
-    "pseudo-labels, CBST": Row(SELF, ("--rule", "cbst", "--label-flip"), needs=("source only",), goes_on=True),
+    "pseudo-labels, CBST": Row(
+        SELF, ("--rule", "cbst", "--label-flip", *GOING_ON), needs=("source only",), goes_on=True
+    ),
     "pseudo-labels, IAST": Row(
         SELF,
-        ("--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053"),
+        ("--rule", "iast", "--lambda-source", "0", "--lambda-entropy", "0.465", "--mrkld", "0.0053", *GOING_ON),
         needs=("source only",),
         goes_on=True,
     ),
@@ -96,7 +99,7 @@ METHODS = {
     "DACS": Row(DACS),
     "DACS, recipe best": Row(DACS, ("--recipe", "best")),
     "DACS, recipe labels": Row(DACS, ("--recipe", "labels")),
-    "SAC, after FDA": Row(SAC, needs=("FDA, beta 0.01",), goes_on=True),
+    "SAC, after FDA": Row(SAC, GOING_ON, needs=("FDA, beta 0.01",), goes_on=True),
 }
 """Each once, self-training for one round; its variants are in docs/recipes.md."""
 ROWS = {"assignment": ASSIGNMENT, "report": REPORT, "all": ASSIGNMENT | METHODS | REPORT}

@@ -186,8 +186,7 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     )  # fmt: skip
     training.add_argument(
         "--deterministic", action="store_true",
-        help="make a GPU sum in a fixed order, which is slower: the same seed then gives the same figures, as it "
-        "always does on a CPU",
+        help="ask a GPU to sum in a fixed order, as a CPU always does; slower",
     )  # fmt: skip
     training.add_argument(
         "--flip", type=number(0, 1), metavar="P",
