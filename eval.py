@@ -12,7 +12,7 @@ The network, the working size and the data set's root are in the checkpoint; a f
 
 from __future__ import annotations
 
-from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+from utils.errors import Parser, UserError, refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -33,6 +33,7 @@ from datasets.domains import (
     open_source,
     open_target,
     protocol_of,
+    refuse_idle_flags,
     roots,
     sources_of,
     target_of,
@@ -53,7 +54,6 @@ from training.checkpoint import (
     trained_with,
 )
 from training.evaluation import evaluate
-from training.flags import refuse_idle, refuse_idle_choices
 from training.gradients import PRECISIONS
 from training.neighbours import domain_mixing
 from training.provenance import fingerprint
@@ -258,7 +258,7 @@ def _given(args: argparse.Namespace, run: dict[str, Any]) -> dict[str, Any]:
     given |= {name: own[name] for name in chosen_values() if own.get(name) is not None}
     if target_of(own) is not None:
         given |= {key: own[key] for key in TARGETS}
-    refuse_idle_choices(given)
+    refuse_idle_flags(given, TARGETS, SOURCES)
     if sources_of(given) and not _had_source(run):
         given["source_size"] = SOURCES[sources_of(given)[0]].size
     if args.size is not None:

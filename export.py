@@ -12,7 +12,7 @@ It takes packages of its own: pip install -r requirements-deploy.txt. docs/deplo
 
 from __future__ import annotations
 
-from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+from utils.errors import Parser, UserError, refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -47,7 +47,6 @@ from models.runtime import package
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
 from training.evaluation import evaluate
 from training.exported import compare, pixels_of, spread
-from training.flags import refuse_idle
 from utils.bar import tracked
 from utils.flags import positive, size
 from utils.tables import markdown, percent

@@ -11,7 +11,7 @@ the convolutions' MACs are those alone; FLOPs = 2 x MACs. What fvcore does not c
 
 from __future__ import annotations
 
-from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+from utils.errors import Parser, UserError, refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from models.deployment import Deployed
 from reporting.costs import FEATURES_NOTE, count, example, networks
-from training.flags import refuse_idle
 from training.gradients import PRECISIONS
 from training.provenance import device_name
 from utils.files import require_place, write_atomically, write_json

@@ -13,7 +13,7 @@ the new one lies beside it, as report.new.html.
 
 from __future__ import annotations
 
-from utils.errors import Parser, UserError, run_script  # before torch, for a quick --help
+from utils.errors import Parser, UserError, refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -38,7 +38,6 @@ from reporting.results import (
 )
 from reporting.student_tables import student_tables
 from reporting.tables import assignment_tables, counted_networks, runs_table
-from training.flags import refuse_idle
 from training.provenance import commit
 from utils.flags import default_device, device, whole
 from utils.tables import OF_PART, markdown, mean_and_deviation, mean_title, means_in

@@ -30,7 +30,6 @@ from datasets.domains import (
     TARGETS,
     add_roots,
     command_line,
-    flag,
     from_environment,
     open_source,
     open_target,
@@ -44,7 +43,7 @@ from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE
 from training.flags import training_parser
 from training.progress import Progress
 from utils.files import is_there, read_json, write_json
-from utils.flags import add_machine_flags, number, positive, size, spelt, whole
+from utils.flags import add_machine_flags, flag, number, positive, size, spelt, whole
 from utils.tables import counted, duration, markdown
 
 ASSIGNMENT = {

@@ -24,7 +24,7 @@ labels that border too. `--scales 1,1.5,1.75,2` avoids such borders, in both dom
 
 from __future__ import annotations
 
-from utils.errors import run_script  # before torch, for a quick --help
+from utils.errors import refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -48,7 +48,7 @@ from datasets.rare_classes import RareClasses
 from models.layers import resize
 from training.building import both_domains, geometry, given_labels, poly, segmenter, sgd, supervised_loss
 from training.checkpoint import network_for
-from training.flags import parse, refuse_idle, training_parser
+from training.flags import parse, training_parser
 from training.method_flags import add_labels_flag, add_style_flag
 from training.run import Run
 from training.teachers import add_teacher_flags, choose_teacher

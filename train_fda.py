@@ -15,7 +15,7 @@ no target picture passes through the network: batch normalisation then has the s
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_script  # before torch, for a quick --help
+from utils.errors import UserError, refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -28,7 +28,7 @@ from adaptation.translation import TRANSLATIONS
 from datasets.appearance import Appearance, to_float
 from training.building import BothDomains, both_domains, geometry, poly, segmenter, sgd, supervised_loss
 from training.directory import several_runs
-from training.flags import parse, refuse_idle, training_parser
+from training.flags import parse, training_parser
 from training.run import Run
 from utils.flags import add_choice, number, whole
 

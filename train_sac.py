@@ -20,7 +20,7 @@ augmentation is the one of train_dacs.py.
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_script  # before torch, for a quick --help
+from utils.errors import UserError, refuse_idle, run_script  # before torch, for a quick --help
 
 # isort: split
 
@@ -35,7 +35,7 @@ from datasets.appearance import Appearance, to_float
 from datasets.geometry import Geometry
 from datasets.labels import IGNORE
 from training.building import both_domains, geometry, poly, segmenter, sgd, supervised_loss
-from training.flags import parse, refuse_idle, training_parser
+from training.flags import parse, training_parser
 from training.run import Run
 from utils.distributed import ranks
 from utils.flags import number, positive

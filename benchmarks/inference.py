@@ -30,10 +30,10 @@ from measure_flops import timed  # noqa: E402
 from models import SEGMENTERS, Segmenter, build_segmenter  # noqa: E402
 from models.deployment import Deployed  # noqa: E402
 from training.checkpoint import build_from_checkpoint, checkpoint_file, load_checkpoint  # noqa: E402
-from training.flags import add_network_flags, refuse_idle  # noqa: E402
+from training.flags import add_network_flags  # noqa: E402
 from training.gradients import PRECISIONS  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
-from utils.errors import Parser, UserError, run_script  # noqa: E402
+from utils.errors import Parser, UserError, refuse_idle, run_script  # noqa: E402
 from utils.flags import cores, default_device, device, positive, size  # noqa: E402
 from utils.tables import markdown  # noqa: E402
 

@@ -18,6 +18,7 @@ from .domains import (
     from_environment,
     open_source,
     open_target,
+    refuse_idle_flags,
     require_read_mappings,
     roots,
     sources_of,
@@ -122,6 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     from_environment(args, SOURCES, TARGETS)
     given = vars(args)
+    refuse_idle_flags(given, SOURCES, TARGETS)
     require_read_mappings(given)
     sources, target = sources_of(given), target_of(given)
     if not sources and target is None:

@@ -74,8 +74,8 @@ class Described:
         return by_key(files, lambda file: file.stem.removesuffix(ending))
 
     def _table(self, classes: Any, ignored: Any, unlisted: str) -> LabelTable:
-        self._require(isinstance(classes, list) and 0 < len(classes) < MOST_IDS, "classes",
-                      f"a list of 1 to {MOST_IDS - 1} classes", classes)  # fmt: skip
+        self._require(isinstance(classes, list) and 1 < len(classes) < MOST_IDS, "classes",
+                      f"a list of 2 to {MOST_IDS - 1} classes", classes)  # fmt: skip
         by_ids = self.encoding == "ids"
         rows: list[Label] = []
         names, colours, seen = [], [], {}

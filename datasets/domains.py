@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, refuse_idle
+from utils.flags import flag
 
 from . import camvid
 from .cityscapes import cityscapes
@@ -81,11 +82,6 @@ TARGETS = {
 
 
 # Flags
-
-
-def flag(key: str) -> str:
-    """What names the root of a domain, or any other argument: --camvid-day."""
-    return f"--{key.replace('_', '-')}"
 
 
 def usual() -> tuple[str, ...]:
@@ -179,6 +175,19 @@ def chosen_values() -> dict[str, tuple[str, ...]]:
 def of_target() -> tuple[str, ...]:
     """The arguments that say on what a run is evaluated: the roots of all targets, and their choices."""
     return (*TARGETS, *dict.fromkeys(choice.name for domain in TARGETS.values() for choice in domain.choices))
+
+
+def refuse_idle_flags(given: Mapping[str, Any], *tables: Mapping[str, Domain]) -> None:
+    """Raises `UserError` where a flag says how a data set of these tables is read, and its root is not named: its list,
+    encoding or mapping, or a choice, such as --camvid-classes, of which several sets may be the takers."""
+    takers: dict[str, list[str]] = {}
+    for key, domain in ((key, domain) for table in tables for key, domain in table.items()):
+        takers |= {f"{key}_{more}": [key] for more in ("list", "encoding", "mapping")}
+        for choice in domain.choices:
+            takers.setdefault(choice.name, []).append(key)
+    for name, keys in takers.items():
+        if all(given.get(key) is None for key in keys):
+            refuse_idle(f"it takes {' or '.join(map(flag, keys))}", name)
 
 
 def require_read_mappings(given: Mapping[str, Any]) -> None:

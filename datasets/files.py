@@ -53,7 +53,7 @@ def _open(path: Path, sixteen: bool = False) -> Image.Image:
         raise UserError(f"{path}: expected a PNG or JPEG picture, found something else") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, LookupError, EOFError, OverflowError, struct.error) as error:
         raise UserError(f"{path}: cannot be decoded ({error}); the file is cut short or damaged") from None
 
 
@@ -88,7 +88,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, LookupError, struct.error, Image.DecompressionBombError):
         image = _open(path)  # says what is wrong
         return image.size
 
@@ -166,17 +166,25 @@ def raw_label(path: Path, encoding: str, table: LabelTable) -> tuple[np.ndarray,
         encoding = "colours" if image.mode in ("RGB", "RGBA") else "ids"
     if encoding == "colours":
         return table.colour_ids(np.array(image.convert("RGB"))), encoding
-    if image.mode not in ("L", "P", "I", "I;16"):
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise UserError(
             f"{path}: expected {encoding} (a grey or palette PNG), found mode {image.mode}; "
             "is this a colour rendering of the label?"
         )
     values = np.array(image)
+    if image.mode == "L" and (bits := _bit_depth(path)) < 8:
+        values //= 255 // (2**bits - 1)  # Pillow spreads grey values of 2 and 4 bits over 0 to 255
     if image.mode == "P":
         _refuse_foreign_palette(path, image, encoding, np.unique(values), table)
     if values.size and (values.min() < 0 or values.max() > 255):
         raise UserError(f"{path}: expected {encoding} from 0 to 255, found {values.min()} to {values.max()}")
     return values.astype(np.uint8), encoding
+
+
+def _bit_depth(path: Path) -> int:
+    """Of a channel of a PNG, which stands behind the signature and the size."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def _refuse_foreign_palette(
@@ -188,11 +196,14 @@ def _refuse_foreign_palette(
     by_train_id = encoding == "trainIds"
     meant = {row.id: row for row in table.rows if not by_train_id or row.train_id != IGNORE}
     for index in used[used < len(palette)].tolist():
-        shown = meant.get(int(table.colour_ids(palette[None, index : index + 1])[0, 0]))
+        shown_id = int(table.colour_ids(palette[None, index : index + 1])[0, 0])
+        shown = None if shown_id == UNKNOWN_COLOUR else meant.get(shown_id)
         own = [table.palette[index].tolist()]
         if by_train_id:
             own += map(list, table.classes.colours[index : index + 1])
         legal = index < len(table.classes) if by_train_id else index in meant
+        if legal and not by_train_id and table.unlisted is not None and meant[index].train_id == IGNORE:
+            continue  # a set of the user's own does not say in which colour its ignored ids are shown
         if legal and shown is not None and palette[index].tolist() not in own:
             what = "train id" if by_train_id else f"{table.title} id"
             raise UserError(

@@ -251,7 +251,7 @@ def load_mapping(path: Path, classes: Classes) -> dict[int, int]:
     entry that is wrong.
     """
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8"))["label2train"]
+        pairs = json.loads(path.read_text(encoding="utf-8-sig"))["label2train"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f'{path}: expected JSON with "label2train": [[id, train id], ...], '

@@ -20,6 +20,9 @@ SEARCH_DEPTH = 3
 NAMED = 3
 """Files named in a message; the others are counted."""
 
+HIDDEN = (".", "__MACOSX")
+"""How the names of folders begin in which no data are looked for."""
+
 ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
 
 
@@ -43,7 +46,7 @@ def folders_below(root: Path, depth: int = SEARCH_DEPTH) -> Iterator[Path]:
 def _entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if is_folder(entry) and not entry.name.startswith((".", "__MACOSX"))]
+            return [entry for entry in entries if is_folder(entry) and not entry.name.startswith(HIDDEN)]
     except OSError:  # not ours to read, such as lost+found: the data are elsewhere
         return []
 
@@ -71,11 +74,18 @@ def existing_root(root: Path, flag: str) -> Path:
 
 def lies_in(root: Path) -> str:
     """What lies in a folder that lacks what is looked for, in a few words: archives to unpack, or else the names."""
-    found = sorted(path for folder in folders_below(root, 1) for path in folder.iterdir() if path.name[0] != ".")
+    found = sorted(path for folder in folders_below(root, 1) for path in _files(folder) if path.name[0] != ".")
     packed = [str(path.relative_to(root)) for path in found if path.suffix.lower() in ARCHIVES]
     if packed:
         return f"{_some(packed)} there: to be unpacked first"
     return f"there: {_some([path.name for path in found if path.parent == root]) or 'nothing'}"
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _some(names: list[str]) -> str:
@@ -83,7 +93,7 @@ def _some(names: list[str]) -> str:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Every picture (`is_picture`) in the folder and below it, by name.
+    """Every picture (`is_picture`) in the folder and below it, by path; hidden folders are passed over.
 
     Raises `UserError` for a folder that cannot be read: half a data set is not a data set.
     """
@@ -92,7 +102,8 @@ def pictures_below(folder: Path) -> list[Path]:
         raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror})")
 
     found = []
-    for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):
+    for directory, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         found += [path for path in (Path(directory, name) for name in names) if is_picture(path)]
     return sorted(found)
 
@@ -111,7 +122,7 @@ def match(images: dict[str, Path], labels: dict[str, Path] | None, list_file: Pa
     `UserError` that counts and names missing partners."""
     images = listed(images, list_file, what)
     if labels is None:
-        return [Sample(name, image, None) for name, image in images.items()]
+        return [Sample(name, images[name], None) for name in sorted(images)]
     if list_file is not None:
         labels = {name: file for name, file in labels.items() if name in images}
     lonely_images = sorted(images.keys() - labels.keys())

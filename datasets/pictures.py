@@ -71,9 +71,13 @@ def errors(image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.n
     return grey
 
 
-def overlay(image: np.ndarray, prediction: np.ndarray, classes: Classes, share: float = 0.55) -> np.ndarray:
+OPACITY = 0.55
+"""Of the classes' colours over a picture."""
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
     """The classes' colours over the picture: uint8 [H, W, 3] and uint8 [H, W] -> uint8 [H, W, 3]."""
-    mixed = (1 - share) * image.astype(np.float32) + share * classes.colourise(prediction).astype(np.float32)
+    mixed = (1 - OPACITY) * image.astype(np.float32) + OPACITY * classes.colourise(prediction).astype(np.float32)
     return (mixed + 0.5).astype(np.uint8)
 
 

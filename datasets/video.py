@@ -109,7 +109,7 @@ def frames_below(folder: Path, rate: Fraction) -> Video:
     that cannot be read leaves a gap. Raises `UserError` where there is none."""
 
     def order(path: Path) -> list[Any]:
-        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name)]
+        return [int(part) if part.isascii() and part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name)]
 
     found = sorted((p for p in folder.iterdir() if is_picture(p) and p.is_file()), key=order)
     if not found:

@@ -33,7 +33,8 @@ def grad_cam(model: nn.Module, layer: nn.Module, image: Tensor, score: Callable[
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # From here on the graph begins: what lies below needs no gradient, and frozen parts lose none.
         seen.append(output.detach().requires_grad_() if isinstance(output, Tensor) else output)
-        return seen[0]
+        # The layer that follows may work in place, which the first tensor of a graph does not allow.
+        return seen[-1].clone() if isinstance(output, Tensor) else output
 
     handle = layer.register_forward_hook(keep)
     try:

@@ -76,7 +76,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a state dict that torch can read safely (weights_only)") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(
             f"{path} holds no state dict of tensors; to start from a checkpoint of this project, use --init"
         )
@@ -99,10 +100,16 @@ def torchvision_imagenet(arch: str, classifier: str = "fc") -> ImageNet:
     """torchvision's IMAGENET1K_V1 of its network `arch`."""
 
     def download() -> dict[str, Tensor]:
+        published = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
         try:
-            published = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
             return published.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+        except UNREADABLE as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+            kept = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+            if kept.exists():
+                raise WeightsError(
+                    f"{kept}, which should hold the ImageNet weights of {arch}, cannot be read ({error}); delete it, "
+                    "and it is downloaded again, or give --weights FILE (torchvision's state dict)"
+                ) from None
             raise WeightsError(
                 f"the ImageNet weights of {arch} could not be downloaded ({error}); "
                 "give --weights FILE (torchvision's state dict) or --weights none"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets import cityscapes, gta5
 from datasets.check import check
-from datasets.files import read_label
+from datasets.files import raw_label, read_label
 from datasets.labels import (
     CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
@@ -317,6 +317,22 @@ def test_colours_that_a_tool_indexed_anew_are_no_train_ids_either(tmp_path):
     refused("index . has the colour of .*re-indexed", read_label, tmp_path / "anew.png", "trainIds", CITYSCAPES_LABELS)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_labels_of_few_bits_hold_what_was_written(tmp_path, bits):
+    """Pillow spreads 2 and 4 bits over 0 to 255: an id of 1 would be 85 or 17, and 17 is a pole."""
+    label = np.random.default_rng(0).integers(0, 2**bits, (6, 16), dtype=np.uint8)
+    rows = np.packbits(np.unpackbits(label[..., None], axis=2)[..., 8 - bits :].reshape(6, -1), axis=1)
+    scanlines = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = (16).to_bytes(4, "big") + (6).to_bytes(4, "big") + bytes((bits, 0, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b"")):
+        content += len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    (tmp_path / "label.png").write_bytes(content)
+    found, held = raw_label(tmp_path / "label.png", "ids", CITYSCAPES_LABELS)
+    assert held == "ids"
+    assert np.array_equal(found, label)
+
+
 def test_labels_with_compression_are_no_labels(tmp_path):
     root = write_gta5(tmp_path, encoding="grey")
     for file in list((root / "labels").iterdir()):
@@ -360,6 +376,24 @@ def test_two_pictures_of_one_name(city):
 
 
 # Subsets
+
+
+def test_a_limit_draws_the_same_pictures_with_labels_and_without(city, tmp_path):
+    """The upper bound reads labels and an adaptation does not; they are compared."""
+    names = [sample.name for sample in cityscapes(city, "train", SIZE).samples]
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(reversed(names)))
+    more = {"list_file": listed, "limit": 2}
+    both = (cityscapes(city, "train", SIZE, labelled=labelled, **more) for labelled in (True, False))
+    labelled, unlabelled = ([sample.name for sample in data.samples] for data in both)
+    assert labelled == unlabelled
+
+
+def test_hidden_folders_hold_no_pictures(city):
+    hidden = next((city / "leftImg8bit/train").iterdir()) / ".ipynb_checkpoints"
+    save(hidden / "x_leftImg8bit.png", picture(0))
+    for labelled in (True, False):
+        assert len(cityscapes(city, "train", SIZE, labelled=labelled)) == 4
 
 
 def test_limit_is_the_same_for_everyone_and_nested_lists_select(game, tmp_path):

@@ -95,7 +95,7 @@ def test_ids_below_the_number_of_classes_are_no_train_ids_by_mistake(tmp_path):
 @pytest.mark.parametrize(("key", "value", "said"), [
     ("name", 3, "name: expected a text, found 3"),
     ("labels", "rgb", 'labels: expected "ids" or "colours", found "rgb"'),
-    ("classes", [], "classes: expected a list of 1 to 253 classes, found []"),
+    ("classes", [], "classes: expected a list of 2 to 253 classes, found []"),
     ("classes.1", "wall", 'classes[1]: expected a table of name, colour, ids, found "wall"'),
     ("classes.1.ids", [1], "classes[1].ids: expected 1 once, it is floor already, found \"wall\""),
     ("classes.1.ids", [256], "classes[1].ids: expected whole numbers from 0 to 253, found 256"),
@@ -125,6 +125,27 @@ def test_a_mistake_in_the_file_is_one_line(script, tmp_path, key, value, said):
         inner[last] = value
     file = write(tmp_path, given)
     assert f"{file}: {said}" in one_line_error(script("datasets.check", "--target-json", file))
+
+
+@pytest.mark.parametrize(("class_", "ignored"), [
+    ({"name": "a", "colour": [9, 9, 9], "ids": [0]}, 254),  # which is also `UNKNOWN_COLOUR`
+    ({"name": "a", "colour": [0, 0, 0], "ids": [1]}, 0),  # the file does not say in which colour 0 is shown
+], ids=["an ignored 254", "a black class"])  # fmt: skip
+def test_a_palette_says_nothing_against_ignored_ids(tmp_path, class_, ignored):
+    classes = [{"name": "first", "colour": [200, 10, 10], "ids": [7]}, class_]
+    file = write(tmp_path, EXAMPLE | {"classes": classes, "ignored": [ignored]}, np.array([0, 0, 7, 7, 7], np.uint8))
+    for label in tmp_path.glob("*/labels/*.png"):
+        image = Image.open(label).convert("P")
+        image.putpalette(bytes(21) + bytes((200, 10, 10)) + bytes(744))
+        image.save(label)
+    expected = np.array([IGNORE if ignored == 0 else 1] * 2 + [0] * 3, np.uint8)
+    assert np.array_equal(described_source(file).label(0).numpy(), expected[rows_of(0)])
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    file = write(tmp_path)
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(described_source(file)) == 4
 
 
 def test_a_file_that_is_none_is_one_line(script, tmp_path):

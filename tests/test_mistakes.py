@@ -12,6 +12,18 @@ from utils.errors import UserError
 from utils.files import require_place
 
 
+def test_several_processes_that_torchrun_did_not_start_are_refused(script, city, game, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start with torchrun" in one_line_error(script(*source_only(game, city, tmp_path / "run")))
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as some schedulers set it for one
+    assert "mIoU" in script(*source_only(game, city, tmp_path / "run"), "--max-steps", 1).out
+
+
+def test_the_check_refuses_flags_of_sets_that_are_not_named(script, city):
+    said = one_line_error(script("datasets.check", "--cityscapes", city, "--gta5-encoding", "trainIds"))
+    assert "--gta5-encoding does nothing here" in said
+
+
 def test_mistakes_in_data_are_one_line(script, city, game, tmp_path):
     run = tmp_path / "never"
     assert "no such folder" in one_line_error(script(*upper(tmp_path / "nowhere", run)))
@@ -205,8 +217,8 @@ def test_the_check_runs_alone(script, city, game):
         ("train_fda --lambda-entropy 0 --entropy-from 9", "--entropy-from does nothing here: --lambda-entropy is 0"),
         ("train_gta5 --model lraspp --aux-weight 1", "--aux-weight does nothing here: LR-ASPP has no auxiliary losses"),
         ("train_gta5 --model deeplabv2 --aux-weight 1", "--aux-weight does nothing here: DeepLabV2 has no auxiliary"),
-        ("train_gta5 --synthia-list x", "--synthia-list does nothing here: --synthia is not named"),
-        ("train_gta5 --camvid-list x", "--camvid-list does nothing here: --camvid is not named"),
+        ("train_gta5 --synthia-list x", "--synthia-list does nothing here: it takes --synthia"),
+        ("train_gta5 --camvid-list x", "--camvid-list does nothing here: it takes --camvid"),
         ("train_gta5 --camvid-classes camvid11", "--camvid-classes does nothing here: it takes --camvid or"),
         ("train_dacs --labels L --confidence 0.5", "--confidence does nothing here: every given label is sure"),
         ("train_pseudo_labels --labels L --rule cbst", "--rule does nothing here: the labels are given, and there"),

@@ -163,6 +163,23 @@ def test_imagenet_weights_come_through_torchvision(monkeypatch):
         build_segmenter("bisenet", weights="imagenet")
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>log in first</html>"])
+def test_a_damaged_download_is_named(monkeypatch, tmp_path, content):
+    """What lies in torch's cache is read as it is; a hash is only looked at after a download."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"{kept}.* delete it"):
+        build_segmenter("bisenet", weights="imagenet")
+
+
+def test_keys_that_are_no_names_are_no_weights(tmp_path):
+    torch.save({0: torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        build_segmenter("bisenet", weights=str(tmp_path / "x.pt"))
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="expected one of"):
         build_segmenter("unet")

@@ -250,6 +250,16 @@ def test_grad_cam_weights_are_finite_differences():
     assert torch.allclose(grad_cam(model, model[1], image, score), expected / expected.max(), atol=1e-6)
 
 
+def test_grad_cam_explains_a_layer_that_the_next_one_overwrites():
+    torch.manual_seed(2)
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(4, 2, 3)
+    model, image = torch.nn.Sequential(*layers).eval(), torch.rand(1, 3, 12, 10)
+    found = grad_cam(model, model[1], image, lambda logits: logits[0, 1].sum())
+    model[2] = torch.nn.ReLU()
+    assert torch.equal(found, grad_cam(model, model[1], image, lambda logits: logits[0, 1].sum()))
+    assert found.max() == 1
+
+
 def test_grad_cam_refuses_what_it_cannot_explain():
     model = build_segmenter("bisenet", backbone="resnet18").eval()
     image = torch.rand(1, 3, 64, 64)

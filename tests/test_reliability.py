@@ -413,6 +413,19 @@ def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_run_goes
     assert previous.exists()
 
 
+def test_a_file_system_that_cannot_sync_folders_keeps_files_all_the_same(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refused(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    write_atomically(tmp_path / "result.json", lambda file: file.write(b"{}"))
+    assert (tmp_path / "result.json").read_bytes() == b"{}"
+
+
 def test_a_disk_that_gives_other_bytes_back_is_noticed_before_the_old_one_goes(tmp_path, monkeypatch):
     path, previous = tmp_path / "x.pt", tmp_path / "y.pt"
     save_checkpoint(path, small_content(1.0))

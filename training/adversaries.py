@@ -11,9 +11,7 @@ import models
 from adaptation.adversarial import GANS, Gan
 from adaptation.class_level import CLASS_LEVEL
 from models import DISCRIMINATORS, SEGMENTERS
-from utils.errors import UserError
-
-from .flags import refuse_idle
+from utils.errors import UserError, refuse_idle
 
 
 def require_meaning(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from datasets.domains import (
     TARGETS,
     add_flags,
     add_roots,
-    flag,
     from_environment,
+    refuse_idle_flags,
     require_read_mappings,
     roots,
     sizes,
@@ -32,9 +32,9 @@ from datasets.domains import (
     usual,
 )
 from utils import distributed
-from utils.errors import Parser, UserError
+from utils.errors import Parser, UserError, refuse_idle
 from utils.files import read_json
-from utils.flags import add_choice, add_machine_flags, number, positive, scales, size, spelt, whole
+from utils.flags import add_choice, add_machine_flags, flag, number, positive, scales, size, spelt, whole
 
 from .checkpoint import checkpoint_file
 from .gradients import PRECISIONS, default_precision
@@ -252,24 +252,6 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
     return parser
 
 
-def refuse_idle(reason: str, *names: str) -> None:
-    """Raises `UserError` where one of these flags, which do nothing on this run, was given all the same."""
-    for name in names:
-        if flag(name) in spelt():
-            raise UserError(f"{flag(name)} does nothing here: {reason}")
-
-
-def refuse_idle_choices(given: Mapping[str, Any]) -> None:
-    """Raises `UserError` where --camvid-classes, or another choice, was given, and of no set that takes it a root."""
-    takers: dict[str, list[str]] = {}
-    for key, domain in (TARGETS | SOURCES).items():
-        for choice in domain.choices:
-            takers.setdefault(choice.name, []).append(key)
-    for name, keys in takers.items():
-        if all(given.get(key) is None for key in keys):
-            refuse_idle(f"it takes {' or '.join(map(flag, keys))}", name)
-
-
 def as_begun(chosen: argparse.Namespace, recipe: dict[str, Any]) -> dict[str, Any]:
     """Of a run that goes on what its recipe stood for when it began: recipes get better."""
     if not chosen.resume or chosen.run_dir is None:
@@ -354,9 +336,7 @@ def parse(
     for table in (TARGETS, SOURCES) if reads_source else (TARGETS,):
         if all(getattr(args, key) is None for key in table):
             raise UserError(f"{roots(table)} is missing: name the root of the data set, or try --demo")
-        for key in (key for key in table if getattr(args, key) is None):
-            refuse_idle(f"{flag(key)} is not named", f"{key}_list", f"{key}_encoding", f"{key}_mapping")
-    refuse_idle_choices(vars(args))
+    refuse_idle_flags(vars(args), TARGETS, SOURCES)
     if not args.resume:  # tables.py gives all rows the same flags, and runs of before go on with what they began with
         require_read_mappings(vars(args))
         decides = args.weights == "none" or network.pretrained_options  # also for other layers than the backbone's

@@ -14,14 +14,14 @@ from adaptation.intra_domain import easy_and_hard, mean_entropy
 from adaptation.losses import LOSSES
 from datasets import SegmentationSet
 from datasets.appearance import to_float
-from datasets.domains import SOURCES, flag, source_with_protocol
+from datasets.domains import SOURCES, source_with_protocol
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 from utils.bar import tracked
 from utils.distributed import first_then_others
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.flags import number, spelt
+from utils.flags import flag, number, spelt
 from utils.interruption import worker_signals
 
 from .building import BothDomains, both_domains, target_set

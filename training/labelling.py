@@ -27,12 +27,11 @@ from datasets.labels import IGNORE
 from datasets.pairs import Sample
 from datasets.stream import batches, evaluation_loader
 from utils.bar import tracked
-from utils.errors import UserError
+from utils.errors import UserError, refuse_idle
 from utils.files import is_there, read_json, write_atomically, write_json
 from utils.interruption import worker_signals
 
 from .evaluation import require_numbers
-from .flags import refuse_idle
 
 SURENESS, GROWTH = ("percentile", "confidence", "portion"), ("portion_step", "portion_max")
 """Flags that a rule may have: which labels are sure, and by how much more of them each round takes."""

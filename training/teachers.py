@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from adaptation.mean_teacher import DECAY
-from utils.errors import UserError
+from utils.errors import UserError, refuse_idle
 from utils.flags import number, spelt
 
 from .checkpoint import checkpoint_file, describe, load_checkpoint, sha256
-from .flags import refuse_idle
 from .methods import trained_as
 
 

@@ -27,9 +27,14 @@ PATIENCE = datetime.timedelta(days=1)
 
 
 def start(device: torch.device) -> torch.device:
-    """Joins the processes that torchrun started; returns this one's device. Raises ValueError without a GPU each."""
+    """Joins the processes that torchrun started; returns this one's device. Raises ValueError without a GPU each, and
+    where several processes were started by something else."""
     if not dist.is_available() or "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return device
+    if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():  # some schedulers set WORLD_SIZE alone
+        if os.environ["WORLD_SIZE"] == "1":
+            return device
+        raise ValueError("WORLD_SIZE is set, but LOCAL_RANK is not: start with torchrun, or unset WORLD_SIZE")
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device.type == "cuda":
         if here > torch.cuda.device_count():

@@ -19,7 +19,7 @@ from . import quick_help  # before torch
 import torch
 
 from . import distributed
-from .flags import named_path
+from .flags import flag, named_path, spelt
 from .output import steady_output
 
 
@@ -73,11 +73,11 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, unknown: list[str]) -> str:
         """What is wrong with arguments that are no flags of this script, and which flags are spelt alike."""
-        known = [flag for a in self._actions if a.help != argparse.SUPPRESS for flag in a.option_strings]
+        known = [name for a in self._actions if a.help != argparse.SUPPRESS for name in a.option_strings]
         near: list[str] = []
-        for flag in (text.partition("=")[0] for text in unknown if text.startswith("-")):
-            begun = [other for other in known if other.startswith(flag)]
-            near += begun or difflib.get_close_matches(flag, known, n=1)
+        for name in (text.partition("=")[0] for text in unknown if text.startswith("-")):
+            begun = [other for other in known if other.startswith(name)]
+            near += begun or difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
         return f"unrecognized arguments: {' '.join(unknown)}{hint}"
 
@@ -85,8 +85,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+def refuse_idle(reason: str, *names: str) -> None:
+    """Raises `UserError` where one of these flags, which do nothing on this run, was given all the same."""
+    for name in names:
+        if flag(name) in spelt():
+            raise UserError(f"{flag(name)} does nothing here: {reason}")
+
+
 OF_PLACES = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EROFS}
-OF_PLACES |= {errno.ENOSPC, errno.ELOOP}
+OF_PLACES |= {errno.ENOSPC, errno.EDQUOT, errno.ELOOP}
 """Why a place that the user named cannot be read or written, which is theirs to mend."""
 
 

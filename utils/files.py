@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -58,10 +59,13 @@ def require_place(path: Path, folder: bool = False) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Makes renames in the folder durable."""
+    """Makes renames in the folder durable, where its file system has a way to."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some shared folders know no such thing
+            raise
     finally:
         os.close(descriptor)
 
@@ -79,7 +83,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> Any:
     nested deeper than `DEEPEST`: so whoever goes through it, goes to its end."""
     if path.stat().st_size > most:
         raise ValueError(f"over {most:,} bytes")
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_text(encoding="utf-8-sig"))
 
 
 def parse_json(text: str) -> Any:

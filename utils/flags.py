@@ -88,6 +88,11 @@ def device(text: str) -> torch.device:
     return found
 
 
+def flag(name: str) -> str:
+    """What a command line calls an argument: --run-dir."""
+    return f"--{name.replace('_', '-')}"
+
+
 def spelt(arguments: Sequence[str] | None = None) -> set[str]:
     """The flags on this command line, or among the arguments of one."""
     words = sys.argv if arguments is None else arguments

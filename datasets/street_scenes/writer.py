@@ -207,12 +207,11 @@ def ensure(root: Path, size: tuple[int, int] = (256, 128), source: int = 240, ta
     return roots
 
 
-def preview(path: Path, seed: int = 0, size: tuple[int, int] = (512, 256), count: int = 6,
-            variety: float = 0.0) -> None:  # fmt: skip
+def preview(path: Path, seed: int, variety: float) -> None:
     """Saves a contact sheet: a row per scene, picture and coloured label of the game, then of the camera."""
     rows = []
-    for index in range(count):
-        pairs = [draw_scene(seed, index, look, size, variety) for look in LOOKS]
+    for index in range(6):
+        pairs = [draw_scene(seed, index, look, (512, 256), variety) for look in LOOKS]
         rows.append(np.hstack([part for image, label in pairs for part in (image, CITYSCAPES_PALETTE[label])]))
     Image.fromarray(np.vstack(rows)).save(path)
 
@@ -252,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--preview only saves a contact sheet: leave out {' and '.join(idle)}")
             if args.preview.exists():
                 raise ValueError(f"{args.preview} exists; name a new file, nothing is overwritten")
-            preview(args.preview, args.seed, variety=args.variety)
+            preview(args.preview, args.seed, args.variety)
             return 0
         if args.out is None:
             raise ValueError("name a folder with --out, or a picture with --preview")
