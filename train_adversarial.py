@@ -113,7 +113,7 @@ def main() -> None:
     aux = (args.lambda_entropy_aux,) if args.level == "multi" and args.lambda_entropy_aux > 0 else ()
     step = AdversarialStep(
         model, discriminators, gradients, criterion, args.level, args.input, gan_for(args.discriminator, args.gan),
-        lambda_adv=(args.lambda_adv, args.lambda_adv_aux),
+        lambda_adv=(args.lambda_adv, args.lambda_adv_aux)[: len(discriminators)],
         lambda_entropy=(args.lambda_entropy, *aux) if args.min_entropy else (),
         entropy_range=args.entropy_range,
         least=None if counts is None else args.class_prior * class_shares(counts).to(args.device),

@@ -38,7 +38,7 @@ from adaptation.fda import fda
 from adaptation.losses import cross_entropy, weighted_by_pixel
 from adaptation.masking import masked
 from adaptation.mean_teacher import decay_over, follow, label, main_output, teach, teacher_of
-from adaptation.mixing import SURE, StrongAugmentation, class_mask, mix, pseudo_label_weight
+from adaptation.mixing import SURE, StrongAugmentation, class_mask, labelled_share, mix, pseudo_label_weight
 from adaptation.recolouring import Recolouring
 from datasets.appearance import Appearance, to_float
 from datasets.frequencies import class_counts
@@ -158,7 +158,7 @@ def main() -> None:
                     pseudo_labels, confidence = label(frozen, target_images)
                 elif given is not None:
                     pseudo_labels, confidence = given, (given != IGNORE).float()
-            sure = pseudo_label_weight(confidence, args.confidence)
+            sure = pseudo_label_weight(confidence, args.confidence) if given is None else labelled_share(given)
             run.log(loss=loss, sure=sure)
             if args.lambda_mix > 0:
                 images, labels = brought_to(target_images, images, labels)

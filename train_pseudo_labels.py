@@ -29,6 +29,7 @@ from utils.errors import run_script  # before torch, for a quick --help
 # isort: split
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -60,7 +61,7 @@ from training.labelling import pseudo_labelled, require_meaning
 from training.method_flags import add_labels_flag, add_statistics_flag, add_style_flag
 from training.methods import trained_as
 from training.run import Run
-from utils.distributed import first_then_others, rank
+from utils.distributed import first_then_others
 from utils.flags import add_choice, number, positive
 
 
@@ -202,10 +203,10 @@ def labelled_by(labeller: nn.Module, args: argparse.Namespace, run: Run, target:
     folder = args.pseudo_labels or run.directory / "pseudo-labels"
     with first_then_others(run.pause) as pause:
         machine = (args.workers, args.device, pause)
-        if args.adapt_bn and rank() == 0:  # the others find labels
-            adapt_to(labeller, target, args.batch_size, *machine)
+        adapt = partial(adapt_to, labeller, target, args.batch_size, *machine) if args.adapt_bn else lambda: None
         views = MeanSoftmax([labeller, Mirrored(labeller)]) if args.label_flip else labeller
-        return pseudo_labelled(views, target, folder, made_from, args.rule, settings, *machine, args.max_class_share)
+        more = (*machine, args.max_class_share, adapt)
+        return pseudo_labelled(views, target, folder, made_from, args.rule, settings, *more)
 
 
 if __name__ == "__main__":

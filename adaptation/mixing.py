@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datasets.appearance import ColourJitter, GaussianBlur
 from datasets.labels import IGNORE
-from utils.distributed import mean_over_ranks
+from utils.distributed import mean_over_batch, mean_over_ranks
 
 SURE = 0.968
 """A pixel whose pseudo-label has more than this probability counts as sure (DACS)."""
@@ -33,6 +33,11 @@ def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """`source` where the mask [B, H, W] is set, `target` elsewhere; pictures [B, 3, H, W], or labels or weights
     [B, H, W]."""
     return torch.where(mask[:, None] if source.ndim == 4 else mask, source, target)
+
+
+def labelled_share(labels: Tensor) -> Tensor:
+    """The same weight where the labels are given and each is sure: the share of the batch's pixels that have one."""
+    return mean_over_batch(lambda part: (part != IGNORE).float().mean(), labels)
 
 
 def pseudo_label_weight(confidence: Tensor, threshold: float = SURE) -> Tensor:

@@ -373,6 +373,7 @@ def test_the_class_prior_is_the_sources(script, game, city, tmp_path, monkeypatc
     assert {"class_prior", "min_entropy", "min_entropy_auxiliary"} <= train.keys()
     assert (steps[0]["entropy_range"], steps[0]["lambda_prior"]) == (0.3, 0.02)
     assert steps[0]["lambda_entropy"] == (1e-3, 2e-4)
+    assert steps[0]["lambda_adv"] == ()  # the largest weight in use says how fp16 scales the loss
 
 
 # The script

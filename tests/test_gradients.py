@@ -18,9 +18,10 @@ from torch.optim import Adam
 import models
 from adaptation.adversarial import SOURCE, vanilla
 from adaptation.losses import LOSSES, segmentation_loss
+from adaptation.mixing import labelled_share
 from models import DISCRIMINATORS, build_discriminator, build_segmenter
 from training.archive import _load_part
-from training.building import fused
+from training.building import fused, sgd
 from training.checkpoint import load_checkpoint
 from training.gradients import GRAPHS, LEAST_SCALE, Gradients, compiled, default_precision
 from utils.distributed import note_parts
@@ -112,6 +113,29 @@ def test_hard_pixels_of_a_part_count_by_its_labels():
         assert part == pytest.approx(float(own) * pixels / 40, rel=1e-5)
 
 
+def test_given_labels_weigh_each_part_by_the_share_of_the_whole_batch():
+    torch.manual_seed(3)
+    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8), dtype=torch.uint8)
+    labels[1, 1:] = 255
+    of_parts = [labels[:1], labels[1:]]
+    whole = labelled_share(labels) * LOSSES["ce"].function(logits, labels)
+    try:
+        note_parts([of_parts])
+        parts = [labelled_share(own) * LOSSES["ce"].function(logits[i : i + 1], own) for i, own in enumerate(of_parts)]
+    finally:
+        note_parts([])
+    torch.testing.assert_close(sum(parts) / 2, whole)
+
+
+def test_a_batch_in_parts_is_pictured_once(script, game, city, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("training.journal.Journal.show", lambda self, tag, *_: shown.append((tag, self.progress.step)))
+    flags = source_only(game, city, tmp_path / "run", "--batch-size", 4, "--accumulate", 2, "--max-steps", 1)
+    done = script("train_fda", *flags[1:])
+    assert done.status == 0, done.err
+    assert len(shown) == 1
+
+
 @pytest.mark.parametrize("flags", [(), ("--loss", "weighted")])
 def test_a_scripts_first_step_in_parts_is_that_of_the_whole_batch(script, game, city, tmp_path, monkeypatch, flags):
     for number in (2, 4):  # frames with few labels
@@ -150,6 +174,24 @@ def test_fp16_leaves_out_a_step_that_overflows_and_scales_down():
     gradients.step_done()
     assert not bool(logged["overflows"])
     assert weight.tolist() == [-0.5, -0.5]  # unscaled
+
+
+def test_a_first_step_that_overflows_leaves_no_momentum_in_fused_sgd(monkeypatch):
+    """torch's kernel makes room for the momentum of the step that it leaves out, and never fills it."""
+    monkeypatch.setattr("training.building.fused", lambda model: True)
+    monkeypatch.setattr(nn.Linear, "rate_factors", {}, raising=False)
+    model, scaler = nn.Linear(300, 1), torch.amp.GradScaler("cpu")
+    before, optimizer = model.weight.detach().clone(), sgd(model, lr=0.1, weight_decay=0.0)
+    torch.use_deterministic_algorithms(True)  # new memory holds NaN then
+    try:
+        for gradient in (float("inf"), 2.0):
+            scaler.scale(gradient * model(torch.ones(1, 300)).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(model.weight.detach(), before - 0.2)
 
 
 def test_fp16_gradients_that_always_overflow_stop_the_run():

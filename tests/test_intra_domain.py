@@ -111,7 +111,8 @@ def test_the_target_is_split_by_the_networks_entropy_and_labelled_by_it(
 def test_the_streams_are_the_two_parts(script, city, trained, tmp_path, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr("training.run.Run.stream", lambda self, data, geometry: seen.append(data) or iter(()))
-    script(*intra(city, tmp_path / "intra", trained, "--easy-share", 0.3))
+    done = script(*intra(city, tmp_path / "intra", trained, "--easy-share", 0.3))
+    assert "as many draws of each half as there are pictures in Cityscapes train" in done.out
     easy, hard = seen
     assert (len(easy), len(hard)) == (2, 5)
     assert (easy.labelled, hard.labelled) == (True, False)

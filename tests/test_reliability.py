@@ -684,7 +684,8 @@ def test_a_run_killed_before_its_first_checkpoint_logs_every_step_once(script, c
         patch.setattr("training.run.Run.evaluate", killed)
         assert script(*upper(city, tmp_path / "run")).status == 130
     assert not (tmp_path / "run/checkpoint_last.pt").exists()
-    (tmp_path / "run/.metrics.jsonl.99.tmp").write_text("left by a killed process")
+    for name in (".metrics.jsonl.99.tmp", ".checkpoint_best.pt.new"):
+        (tmp_path / "run" / name).write_text("left by a killed process")
     assert script(*upper(city, tmp_path / "run", "--resume")).status == 0
     assert_same_runs(tmp_path / "straight", tmp_path / "run")
     assert not list((tmp_path / "run").glob(".*"))

@@ -207,6 +207,7 @@ def test_sac_resumes_exactly_with_sets_of_different_size(script, game, city, tmp
     assert {"loss", "loss_target", "labelled"} <= entry["train"].keys()
     assert "student" in entry
     assert script("eval", tmp_path / "straight/checkpoint_last.pt", "--workers", 0, "--device", "cpu").status == 0
+    assert "the moving average of the student" in (tmp_path / "straight/model_card.md").read_text()
 
 
 @pytest.mark.slow

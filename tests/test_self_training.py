@@ -301,6 +301,10 @@ def test_self_training_runs_and_resumes_exactly(script, command, tmp_path, monke
     summary = json.loads(next((tmp_path / "straight/pseudo-labels").rglob("summary.json")).read_text())
     assert summary["made_from"]["percentile"] == 66
     assert summary["made_from"]["adapt_bn"] == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("train_pseudo_labels.adapt_to", lambda *_: pytest.fail("the labels are there"))
+        more = ("--pseudo-labels", tmp_path / "straight/pseudo-labels", "--max-steps", 1)
+        assert "used again" in script(*command(tmp_path / "shared", *flags, *more)).out
     assert script("eval", tmp_path / "straight/checkpoint_last.pt", "--workers", 0).status == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -163,7 +164,7 @@ def sgd(model: nn.Module, lr: float, weight_decay: float) -> SGD:
             if parameter.requires_grad and (parameter.ndim > 1) == decayed:
                 factor = model.rate_factors.get(name.partition(".")[0], 1.0)
                 groups.setdefault((factor, decayed), []).append(parameter)
-    return SGD(
+    optimizer = SGD(
         [
             {"params": parameters, "lr": lr * factor, "weight_decay": weight_decay * decayed}
             for (factor, decayed), parameters in groups.items()
@@ -172,6 +173,12 @@ def sgd(model: nn.Module, lr: float, weight_decay: float) -> SGD:
         momentum=0.9,
         fused=fused(model),
     )
+    if fused(model):
+        # In fp16 torch's fused kernel leaves out a step whose gradients overflow, but takes the momentum that it made
+        # for it, which is whatever lay in memory, for the last step's. From zero the first step is the same.
+        for parameter in itertools.chain.from_iterable(groups.values()):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def adam(discriminator: nn.Module, lr: float) -> Adam:

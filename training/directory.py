@@ -89,8 +89,9 @@ class DirectoryClaim:
             raise UserError(f"--run-dir {self.path}: cannot be used ({error.strerror})") from None
         if not self.resumed:
             self._refuse_used()  # another process may have been faster
-        for left in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink()
+        for ending in ("tmp", "new"):  # of a process that was killed while it wrote
+            for left in self.path.glob(f".*.{ending}"):
+                left.unlink()
         if not self.resumed:
             write_json(self.path / CONFIG, self.config)
 

@@ -339,6 +339,11 @@ def parse(
     refuse_idle_flags(vars(args), TARGETS, SOURCES)
     if not args.resume:  # tables.py gives all rows the same flags, and runs of before go on with what they began with
         require_read_mappings(vars(args))
+        refuse_idle("it takes --resume", "allow_changes")
+        if args.no_cache:
+            refuse_idle("--no-cache keeps no prepared pictures", "cache")
+        if args.on_bad_sample == "stop":
+            refuse_idle("--on-bad-sample stop allows none", "max_bad_share")
         decides = args.weights == "none" or network.pretrained_options  # also for other layers than the backbone's
         idle = ("allow_partial_weights",) if decides else ("allow_partial_weights", "weights")
         if (earlier := started_from(vars(args))) is not None:

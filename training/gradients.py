@@ -125,6 +125,7 @@ def compiled(module: nn.Module) -> None:
         torch._dynamo.config.recompile_limit = GRAPHS
     else:  # before torch 2.7
         torch._dynamo.config.cache_size_limit = GRAPHS
+        torch._dynamo.config.inline_inbuilt_nn_modules = True  # or 2.4 takes the statistics' momentum for a constant
     if hasattr(module, "decode"):
         module.features = torch.compile(module.features, dynamic=False)
         module.decode = torch.compile(module.decode, dynamic=False)

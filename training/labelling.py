@@ -71,6 +71,7 @@ def pseudo_labelled(
     device: torch.device,
     pause: Callable[[], None] = lambda: None,
     max_class_share: float = 1.0,
+    adapt: Callable[[], object] = lambda: None,
 ) -> SegmentationSet:
     """`data`, an unlabelled split of the target, with the labels that `model` gives it at the working size.
 
@@ -82,8 +83,9 @@ def pseudo_labelled(
     Labels of the same KEY are used again, where the summary vouches for their content; others stay where they are. The
     summary is written last, so that labels of an interrupted pass are made again.
 
-    No pass holds more than a batch; `pause` is called between two. Raises `UserError` when a picture cannot be read, a
-    label cannot be written, no pixel gets a label, or one class has more than `max_class_share` of all that do.
+    No pass holds more than a batch; `pause` is called between two, and `adapt` before the first. Raises `UserError`
+    when a picture cannot be read, a label cannot be written, no pixel gets a label, or one class has more than
+    `max_class_share` of all that do.
     """
     made_from = made_from | settings | {"size": list(data.size)}
     made_from |= {"pictures": [stamp(sample.image) for sample in data.samples]}
@@ -102,6 +104,7 @@ def pseudo_labelled(
             _require_several_classes(data.classes.names, labelled_as, max_class_share)
             return labelled
         print(f"pseudo-labels {home}: not those that its summary vouches for; made again")
+    adapt()
     model.eval()
     classes = len(data.classes)
     by_rule = RULES[rule](classes, device, **settings)

@@ -33,7 +33,7 @@ def model_card(config: dict[str, Any], result: dict[str, Any]) -> str:
         ("script", f"`{config['script']}`"),
         ("trained", f"{result['step']} steps of {arguments['batch_size']}, seed {result['seed']}"),
         ("backbone began with", _beginning(arguments)),
-        *_teacher(arguments),
+        *_teacher(config["script"], arguments),
         ("code", f"commit `{config['commit'] or 'unknown'}`"),
         ("with", ", ".join(f"{name} {version}" for name, version in config["versions"].items())),
         ("on", config["device"]),
@@ -71,12 +71,12 @@ def _beginning(arguments: dict[str, Any]) -> str:
     return {"none": "random weights", "imagenet": "ImageNet's weights"}.get(arguments["weights"], arguments["weights"])
 
 
-def _teacher(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+def _teacher(script: str, arguments: dict[str, Any]) -> list[tuple[str, str]]:
     """Whose the weights are and who labelled the target, where a mean teacher was trained."""
-    if "teacher" not in arguments:
+    if script not in ("train_dacs", "train_sac"):
         return []
-    given = arguments.get("labels")
-    labeller = given or (arguments["teacher_checkpoint"] if arguments["teacher"] == "frozen" else "the average")
+    given, frozen = arguments.get("labels"), arguments.get("teacher") == "frozen"
+    labeller = given or (arguments["teacher_checkpoint"] if frozen else "the average")
     kept = "the moving average of the student; the student itself is under `training` in checkpoint_last.pt"
     return [("weights", kept), ("target labelled by", str(labeller))]
 

@@ -90,6 +90,8 @@ class Run:
         one_pass = "about one pass over" if len(epoch_of) % args.batch_size else "one pass over"
         if len(epoch_of.parts) > 1:
             one_pass = "as many draws in turn as there are pictures in"
+        elif getattr(args, "intra", None) is not None:
+            one_pass = "as many draws of each half as there are pictures in"
         print(
             f"run {self.directory}: {counted(self.total_steps, 'step')} with batch size {args.batch_size}; an epoch is "
             f"{counted(self.progress.steps_per_epoch, 'step')}, {one_pass} {epoch_of.name} "
@@ -190,7 +192,8 @@ class Run:
 
     def show(self, tag: str, images: list[Tensor]) -> None:
         """Pictures float [3, H, W] and labels uint8 [H, W] side by side in TensorBoard; at an epoch's first step."""
-        if self.step % self.progress.steps_per_epoch == 0 and self.journal.is_pictured():
+        first = self.step % self.progress.steps_per_epoch == 0 and self.gradients.last_part  # of one part of a batch
+        if first and self.journal.is_pictured():
             self.journal.show(tag, images, self.classes)
 
     def evaluate(
