@@ -18,7 +18,7 @@ from utils.errors import Parser, UserError, refuse_idle, run_script  # before to
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -143,39 +143,13 @@ def main() -> None:
     )
     require_new_json(args.json, args.force)
 
+    opened = _opened(args)
+    sets, protocols = [one.data for one in opened], [one.protocol for one in opened]
     models: dict[str, nn.Module] = {}
-    sets: list[SegmentationSet] = []
-    known: tuple[str, Classes] | None = None
-    named, records, configs, protocols = [], [], [], []
-    for name, path in _names(args.checkpoints).items():
-        checkpoint = load_checkpoint(path)
-        run, classes = trained_with(checkpoint, path), classes_of(checkpoint)
-        if checkpoint["closed"] < checkpoint["epoch"]:
-            print(
-                f"note: {path} was written in the middle of epoch {checkpoint['epoch']}, at step {checkpoint['step']}"
-            )
-        model = build_from_checkpoint(checkpoint, path).to(args.device)
-        configs.append(checkpoint["config"])
-        protocols.append(protocol_of(run))  # of the source that it learnt from, whatever it is evaluated on
-        data = _data(args, checkpoint["config"], run, path)
+    named, records = [], []
+    for name, path, model, checkpoint, data, classes, protocol in opened:
+        model, run = model.to(args.device), checkpoint["config"]["arguments"]
         read = {part.name: fingerprint(part) for part in data.parts}
-        sets.append(data)
-        known = known or (str(path), classes)
-        require_same_classes(*known, str(path), classes)
-        if data.labelled:
-            require_same_classes(str(path), classes, data.name, data.classes)
-        if args.save_ids is not None:
-            require_same_classes(f"--save-ids: {path}", classes, "Cityscapes' test server", CITYSCAPES)
-        if [sample.image for sample in data.samples] != [sample.image for sample in sets[0].samples]:
-            raise UserError(
-                f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
-                f"different pictures do not compare; name the data with {roots(TARGETS | SOURCES)}, and --limit"
-            )
-        if [fingerprint(part)["labels"] for part in sets[0].parts] != [found["labels"] for found in read.values()]:
-            raise UserError(
-                f"{path} reads the labels of {data.name} in another way than {args.checkpoints[0]} (its classes, its "
-                "encoding or its mapping), and figures by different labels do not compare"
-            )
         adapted_on = None
         if args.adapt_bn:
             used, adapted_on = _adapt(model, args, run)
@@ -185,13 +159,13 @@ def main() -> None:
         if args.precision != "fp32" or args.compile:
             model = Deployed(model, PRECISIONS[args.precision], args.compile)
         models[name] = model
-        metrics = _evaluate(args, model, data, classes, protocols[-1], name, pictures)
+        metrics = _evaluate(args, model, data, classes, protocol, name, pictures)
         named.append((name, metrics))
         records.append({"checkpoint": str(path), "name": name, "data": data.name, "adapt_bn": args.adapt_bn}
                        | {"precision": args.precision, "read": read, "size": [*data.size]}
                        | {"sha256": sha256(path), "adapted_on": adapted_on}
                        | {"step": checkpoint["step"], "epoch": checkpoint["epoch"]} | mixed | metrics)  # fmt: skip
-    if args.mean is None and len(models) > 1 and not _bands_of_one(configs):
+    if args.mean is None and len(models) > 1 and not _bands_of_one([one.checkpoint["config"] for one in opened]):
         print("no mean of the networks: they are no bands of one FDA experiment; ask for it with --mean")
     elif args.mean is not False and len(models) > 1:
         if len({data.size for data in sets}) == 1:
@@ -215,6 +189,52 @@ def main() -> None:
         print(result_tables(named))
     if args.json is not None:
         write_json(args.json, {"evaluations": records})
+
+
+class Opened(NamedTuple):
+    """A network, and what it is evaluated on. protocol: of the source that it learnt from, whatever that is."""
+
+    name: str
+    path: Path
+    model: nn.Module
+    checkpoint: dict[str, Any]
+    data: SegmentationSet
+    classes: Classes
+    protocol: Protocol | None
+
+
+def _opened(args: argparse.Namespace) -> list[Opened]:
+    """All that was named, looked at before the first is evaluated. Raises `UserError` where it does not compare."""
+    found: list[Opened] = []
+    for name, path in _names(args.checkpoints).items():
+        checkpoint = load_checkpoint(path)
+        run, classes = trained_with(checkpoint, path), classes_of(checkpoint)
+        if checkpoint["closed"] < checkpoint["epoch"]:
+            print(
+                f"note: {path} was written in the middle of epoch {checkpoint['epoch']}, at step {checkpoint['step']}"
+            )
+        model = build_from_checkpoint(checkpoint, path)
+        data = _data(args, checkpoint["config"], run, path)
+        kept = {key: checkpoint[key] for key in ("config", "step", "epoch")}
+        found.append(Opened(name, path, model, kept, data, classes, protocol_of(run)))
+        first = found[0]
+        require_same_classes(str(first.path), first.classes, str(path), classes)
+        if data.labelled:
+            require_same_classes(str(path), classes, data.name, data.classes)
+        if args.save_ids is not None:
+            require_same_classes(f"--save-ids: {path}", classes, "Cityscapes' test server", CITYSCAPES)
+        if [sample.image for sample in data.samples] != [sample.image for sample in first.data.samples]:
+            raise UserError(
+                f"{path} was trained with other data or another --limit than {args.checkpoints[0]}, and figures on "
+                f"different pictures do not compare; name the data with {roots(TARGETS | SOURCES)}, and --limit"
+            )
+        labels = [[fingerprint(part)["labels"] for part in one.parts] for one in (first.data, data)]
+        if labels[0] != labels[1]:
+            raise UserError(
+                f"{path} reads the labels of {data.name} in another way than {args.checkpoints[0]} (its classes, its "
+                "encoding or its mapping), and figures by different labels do not compare"
+            )
+    return found
 
 
 def _evaluate(

@@ -20,6 +20,8 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +47,7 @@ from models.exporting import (
 )
 from models.runtime import package
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
-from training.evaluation import evaluate
+from training.evaluation import evaluate, require_numbers
 from training.exported import compare, pixels_of, spread
 from utils.bar import tracked
 from utils.flags import positive, size
@@ -92,7 +94,7 @@ def main() -> None:
     args = parse_args()
     for name in ("onnx", "onnxscript", "onnxruntime"):
         package(name)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+    if args.out.exists() and (not args.out.is_dir() or any(not leftover(path) for path in args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not empty; name a new folder, nothing is overwritten")
     checkpoint = load_checkpoint(args.checkpoint)
     run, classes = trained_with(checkpoint, args.checkpoint), classes_of(checkpoint)
@@ -107,7 +109,10 @@ def main() -> None:
         model, classes.names, classes.colours, working, args.output, args.grid, args.dynamic,
         checkpoint=str(args.checkpoint), step=checkpoint["step"],
     )  # fmt: skip
-    coarse = Coarse(model, pixels_of(data, 0).permute(0, 3, 1, 2) / 255)
+    example = pixels_of(data, 0).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        require_numbers(model(example))
+    coarse = Coarse(model, example)
     with beside(args.out) as folder:
         files = [Path(folder, "exported", name) for name in ("network.onnx", "network.pt2")]
         files[0].parent.mkdir()
@@ -136,18 +141,28 @@ def main() -> None:
     print(markdown(("file", "MB", "class ids equal (%)", "largest difference of a logit", "mean IoU (%)"), rows))
 
 
+def leftover(path: Path) -> bool:
+    """Whether an export that was killed left this in a folder of its own."""
+    return path.name.startswith(f".{path.resolve().parent.name[:100]}.")
+
+
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[str]:
     """A folder for what is not finished, on the disk of `out`: in `out` where that is there, since it may be a mount
-    point. Raises `UserError` where it cannot be written to."""
+    point. A signal that ends the process removes it, but for SIGKILL. Raises `UserError` where it cannot be written."""
     place = out.resolve()
     home = place if place.exists() else place.parent
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in ending]
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix=f".{place.name[:100]}.") as folder:
             yield folder
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        for number, handler in zip(ending, before, strict=True):
+            signal.signal(number, handler)
 
 
 def keep(files: list[Path], out: Path) -> None:

@@ -28,7 +28,7 @@ from models.deployment import Deployed
 from reporting.costs import FEATURES_NOTE, count, example, networks
 from training.gradients import PRECISIONS
 from training.provenance import device_name
-from utils.files import require_place, write_atomically, write_json
+from utils.files import require_new, write_atomically, write_json
 from utils.flags import default_device, device, positive, size
 from utils.tables import markdown
 
@@ -79,9 +79,9 @@ def main() -> None:
     if not chosen:
         raise UserError(f"--only {' '.join(args.only)}: no network is called so; there are {', '.join(known)}")
     for path in (path for path in (args.json, args.markdown) if path is not None):
-        if path.exists():
-            raise UserError(f"{path} exists; name a new file, nothing is overwritten")
-        require_place(path)
+        require_new(path)
+    if args.json is not None and args.markdown is not None and args.json.resolve() == args.markdown.resolve():
+        raise UserError(f"--json and --markdown name one file, {args.json}; name two")
     costs = {}
     for name, build in chosen.items():
         model = build().eval()

@@ -157,8 +157,9 @@ def main() -> None:
         plan.run(name, seed, timing.of(name))
     used = dict.fromkeys(steps.network(row) for row in plan.rows.values() if row.trains)
     costs = costs_of([*used, "discriminator"], args.out, str(args.device))
-    found = [place if plan.rows[name].trains else plan.figures(name, seed) for name, seed, place in
-            ((name, seed, plan.directory(name, seed)) for name, seed in todo)]  # fmt: skip
+    # Rows and seeds of earlier commands too, which had the same data and flags.
+    runs, evaluations = (sorted(args.out.glob(pattern)) for pattern in ("*/config.json", "evaluations/*.json"))
+    found = [*(path.parent for path in runs), *evaluations]
     call(["report.py", *map(str, [*found, *costs]), "--out", str(args.out / "report"), "--device", str(args.device)])
 
 

@@ -11,6 +11,7 @@ for rows that go on from another's.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -216,6 +217,8 @@ def main() -> None:
     rows = on_split(args.split)
     plan = plan_of(args, CELLS | rows)
     left_out = refused_by_network(args)
+    for name, seed in itertools.product(rows, args.seeds):
+        read_cell(args, name, seed)  # one of other settings is refused before hours of work
     for seed in args.seeds:
         for name, row in () if args.no_run else zip(CELLS, rows, strict=True):
             if name not in left_out if args.only is None else name in args.only:
@@ -374,12 +377,12 @@ def table(cells: dict[str, list[dict[str, Any] | None]], costs: dict[str, float]
     evaluated epoch by the target's labels: how far above the last shows a late fall."""
     rows = []
     for name, found in cells.items():
-        mious = [100 * cell["miou"] if cell else None for cell in found]
+        mious = [percent_of(cell, "miou") for cell in found]
         if all(value is None for value in mious):
             rows.append([name, *["not run"] * 7])
             continue
-        base = [100 * cell["miou"] if cell else None for cell in cells[BASELINE]]
-        top = [100 * cell["miou"] if cell else None for cell in cells[UPPER]]
+        base = [percent_of(cell, "miou") for cell in cells[BASELINE]]
+        top = [percent_of(cell, "miou") for cell in cells[UPPER]]
         gain = [value - b for value, b in zip(mious, base, strict=True) if value is not None and b is not None]
         pairs = zip(mious, base, top, strict=True)
         gap = [100 * (v - b) / (t - b) for v, b, t in pairs if None not in (v, b, t) and t != b]
@@ -387,12 +390,12 @@ def table(cells: dict[str, list[dict[str, Any] | None]], costs: dict[str, float]
             [
                 name,
                 str(sum(value is not None for value in mious)),
-                spread([100 * cell["accuracy"] for cell in found if cell]),
+                spread([value for value in (percent_of(cell, "accuracy") for cell in found) if value is not None]),
                 spread([value for value in mious if value is not None]),
                 "-" if name == BASELINE else spread(gain, "+"),
                 "-" if name in (BASELINE, UPPER) else spread(gap),
                 f"{costs[name]:.1f}",
-                spread([100 * cell["oracle"] for cell in found if cell and cell["oracle"] is not None], none="-"),
+                spread([v for v in (percent_of(cell, "oracle") for cell in found) if v is not None], none="-"),
             ]
         )
     header = (
@@ -406,6 +409,11 @@ def table(cells: dict[str, list[dict[str, Any] | None]], costs: dict[str, float]
         "oracle mIoU (%)",
     )
     return markdown(header, rows)
+
+
+def percent_of(cell: dict[str, Any] | None, figure: str) -> float | None:
+    """None for a cell that is not there, and for a network that predicted nothing."""
+    return None if cell is None or cell[figure] is None else 100 * cell[figure]
 
 
 def spread(values: list[float], sign: str = "", none: str = "not run") -> str:

@@ -90,6 +90,8 @@ def main() -> None:
         scenes_in=args.scenes,
     )  # fmt: skip
     parts = {name: chosen(name, asked, args) for name in PARTS if name in args.only and name not in args.skip}
+    if not any(parts.values()):
+        raise UserError(f"--cells {args.cells}: no cell is called so; --plan lists them")
     if args.plan or args.device is None:
         print(plan(parts, args))
         return

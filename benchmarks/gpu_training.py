@@ -182,7 +182,7 @@ def memory_table(found: list[Found], settings: Settings) -> str:
 
 def labeller(home: Path, settings: Settings) -> Path:
     """A checkpoint of one step of source only, for methods that need a network that labels; made once."""
-    path = home / "labeller" / "checkpoint_last.pt"
+    path = home / "networks" / "labeller" / "checkpoint_last.pt"  # deeper than report.py looks for runs
     if not path.exists():
         command = [sys.executable, str(ROOT / "train_gta5.py"), "--gta5", home / "source", "--cityscapes",
                    home / "target", "--weights", "none", "--size", "64x32", "--source-size", "64x32", "--batch-size", 2,

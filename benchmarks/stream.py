@@ -39,10 +39,10 @@ from training.evaluation import predict  # noqa: E402
 from training.provenance import commit, device_name  # noqa: E402
 from utils.bar import tracked  # noqa: E402
 from utils.errors import Parser, run_script  # noqa: E402
-from utils.files import require_place, write_json  # noqa: E402
+from utils.files import require_new, write_json  # noqa: E402
 from utils.flags import add_machine_flags, positive  # noqa: E402
 from utils.metrics import ConfusionMatrix  # noqa: E402
-from utils.tables import markdown, percent  # noqa: E402
+from utils.tables import counted, markdown, percent  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=checkpoint_file, metavar="CHECKPOINT", help="of any run, or the run")
     add_roots(parser, TARGETS, "root of {title} (default: the run's target)")
     parser.add_argument("--windows", type=positive, nargs="+", default=[1, 8, 32], metavar="N", help="(1 8 32)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="at most N frames")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N frames")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     add_machine_flags(parser.add_argument_group("machine"))
     return parser.parse_args()
@@ -68,10 +68,10 @@ def timed(network: nn.Module, inputs: Tensor) -> tuple[Tensor, float]:
 def main() -> None:
     args = parse_args()
     if args.json is not None:
-        require_place(args.json)
+        require_new(args.json)
     checkpoint = load_checkpoint(args.checkpoint)
     run, classes = trained_with(checkpoint, args.checkpoint), classes_of(checkpoint)
-    given = run | {"limit": args.limit}
+    given = run | {"limit": None}
     if target_of(vars(args)) is not None:
         given |= {key: vars(args)[key] for key in TARGETS}
     data = open_target(given, "val")
@@ -85,7 +85,8 @@ def main() -> None:
         RunningBatchNorm(rows[f"running window of {window}"], window)
     matrices = {name: ConfusionMatrix(len(classes.names)) for name in rows}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in tracked(range(len(data)), len(data), data.name, "frame"):
+    frames = min(len(data), args.limit or len(data))
+    for number in tracked(range(frames), frames, data.name, "frame"):
         image, label = data[number]
         inputs = to_float(image[None].to(args.device))
         for name, network in rows.items():
@@ -96,8 +97,8 @@ def main() -> None:
         name: {"miou": matrix.miou(), "milliseconds": 1000 * statistics.median(seconds[name])}
         for name, matrix in matrices.items()
     }
-    print(f"\n{data.name}, {len(data)} frames in order, {run['size'][0]}x{run['size'][1]}, {device_name(args.device)}, "
-          f"torch {torch.__version__}, commit {commit()}\n")  # fmt: skip
+    print(f"\n{data.name}, {counted(frames, 'frame')} in order, {run['size'][0]}x{run['size'][1]}, "
+          f"{device_name(args.device)}, torch {torch.__version__}, commit {commit()}\n")  # fmt: skip
     print(markdown(("batch normalisation", "mean IoU (%)", "ms a frame"),
                    [[n, percent(f["miou"]), f"{f['milliseconds']:.1f}"] for n, f in figures.items()]))  # fmt: skip
     if args.json is not None:

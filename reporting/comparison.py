@@ -41,7 +41,8 @@ def reference(e: Experiment, script: str, experiments: Sequence[Experiment]) -> 
         return sorted(key for key in shared if other.settings[key] != e.settings[key])
 
     evaluated = {*EVALUATED, *of_target()}
-    fits = [o for o in experiments if o.plain and o.script == script and not evaluated & {*differing(o)}]
+    own = (other for other in experiments if other.plain and other.script == script and other.on_pictures_of(e))
+    fits = [other for other in own if not evaluated & {*differing(other)}]
     best = min(fits, key=lambda other: len(differing(other)), default=None)
     return best, [] if best is None else differing(best)
 

@@ -89,7 +89,12 @@ class Plan:
         return self.out / "evaluations" / f"{slug(name, seed)}.json"
 
     def done(self, name: str, seed: int) -> bool:
-        return self.figures(name, seed).exists()
+        """Whether its figures are there. Those of an evaluation are not, once a network that it takes is newer."""
+        own = self.figures(name, seed)
+        if not own.exists() or self.rows[name].trains:
+            return own.exists()
+        taken = [path for path in (self.figures(needed, seed) for needed in self.rows[name].needs) if path.exists()]
+        return all(path.stat().st_mtime_ns <= own.stat().st_mtime_ns for path in taken)
 
     def command(self, name: str, seed: int) -> list[str]:
         """The script and its arguments, which start the row, or go on with it."""

@@ -7,6 +7,7 @@ runs differ in their seed alone.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,8 +175,18 @@ class Experiment:
         return means_in(run.target for run in self.runs if run.target is not None)
 
     def by_seed(self) -> dict[int | None, float]:
-        """mIoU on the target (fraction) of each seed that has one."""
-        return {run.seed: run.target["miou"] for run in self.runs if run.target["miou"] is not None}
+        """mIoU on the target (fraction) of each seed that has one; the mean where several runs have it."""
+        found: dict[int | None, list[float]] = {}
+        for run in self.runs:
+            if run.target["miou"] is not None:
+                found.setdefault(run.seed, []).append(run.target["miou"])
+        return {seed: statistics.mean(values) for seed, values in found.items()}
+
+    def on_pictures_of(self, other: Experiment) -> bool:
+        """Whether both have their figures of the same pictures and labels, as far as their runs say."""
+        own, others = (one.runs[0].config.get("data") or {} for one in (self, other))
+        shared = [name for name in own.keys() & others.keys() if name.endswith(" val")]
+        return all(same_data(own[name], others[name]) for name in shared)
 
     def repeated_seeds(self) -> list[int]:
         """Seeds that more than one of its runs has."""

@@ -18,6 +18,7 @@ from .tables import (
     HEADLINE,
     Published,
     adversarial_with,
+    conditions,
     cost_cells,
     made,
     measured,
@@ -72,8 +73,9 @@ def network_table(experiments: Sequence[Experiment], costs: Costs, number: int, 
                                 ("fvcore's count (G)", 2, count), ("latency (ms)", 4, latency)):  # fmt: skip
         rows.append([title, *([cost[place]] * len(columns)), other])
     title = f"Report, Table {number}: {titled(model, backbone)}"
+    taken = [said for key in ("counted_at", "timed_at") for said in conditions(costs, [f"{model} {backbone}"], key)]
     return Table(f"report-{number}", title, ("", *(c for c, _ in columns), "published (student report)"), rows,
-                 (HEADLINE, NOTE))  # fmt: skip
+                 (HEADLINE, NOTE, *taken))  # fmt: skip
 
 
 Column = tuple[str, str, Callable[[Experiment], bool], dict[str, str] | None, str]

@@ -146,8 +146,13 @@ def test_adaptation_pairs_its_rows_by_seed(script, city, game, tmp_path):
     assert script(*command).status == 0
     (cells / f"{slug('DACS', 0)}.json").write_text(json.dumps(found | {"data": {"GTA5": {"pictures": 8}}}))
     assert "was made from other pictures or labels of GTA5" in one_line_error(script(*command))
+    write_cells(cells, "DACS", [0.2, None])  # a network whose outputs were no numbers
+    assert {row[0]: row[1:] for row in rows(script(*command).out)}["DACS"][0] == "1"
     write_cells(cells, "DACS", [0.2, 0.3])
     write_cells(cells, "LAB", [0.2], steps=2)
+    before = script(*command[:-1], "--only", "FADA")
+    assert "LAB-seed0.json was made at other settings" in one_line_error(before)
+    assert "$" not in before.out, "it trained first"
     assert "LAB-seed0.json was made at other settings" in one_line_error(script(*command))
 
 

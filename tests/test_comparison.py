@@ -2,7 +2,11 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from reporting.comparison import gap_recovered, reference
+from reporting.results import Experiment, Measured
+from reporting.student_tables import network_table
 from reporting.tables import adversarial_with, conditions, named, others_of, variation
 
 
@@ -12,7 +16,8 @@ def like(script, **changed):
              "cityscapes": "C", "batch_size": 2, "discriminator": "standard", "level": "output", "input": "softmax",
              "min_entropy": False}  # fmt: skip
     settings = plain | changed
-    return SimpleNamespace(plain=True, of_row=True, of_assignment=True, script=script, settings=settings,
+    return SimpleNamespace(on_pictures_of=lambda other: True,
+                           plain=True, of_row=True, of_assignment=True, script=script, settings=settings,
                            network=(settings["model"], settings["backbone"]))  # fmt: skip
 
 
@@ -22,6 +27,28 @@ def test_the_reference_is_the_nearest_run_of_the_same_network():
         assert reference(e, "train_gta5", fits) == (near, ["lr"])
     for change in ({"backbone": "resnet101"}, {"model": "pidnet"}, {"limit": 5}):
         assert reference(e, "train_gta5", [like("train_gta5", jitter=True, **change), far])[0] is far
+
+
+def measured_on(pictures, seed=0, miou=0.5):
+    data = {"Cityscapes train": {"pictures": 9}} | ({} if pictures is None else {"Cityscapes val": {"names": pictures}})
+    return Measured(str(seed), seed, {}, {"data": data}, (), {"miou": miou})
+
+
+def test_a_run_on_other_pictures_of_the_same_root_is_no_reference():
+    """The folder grew between the runs."""
+    own, grown, silent = (Experiment([measured_on(names)]) for names in ("a", "b", None))
+    assert own.on_pictures_of(Experiment([measured_on("a")]))
+    assert not own.on_pictures_of(grown)
+    assert own.on_pictures_of(silent)  # runs of before do not say it
+    e, other = like("train_dacs"), like("train_gta5")
+    other.on_pictures_of = lambda e: False
+    assert reference(e, "train_gta5", [other]) == (None, [])
+
+
+def test_runs_that_share_a_seed_count_by_their_mean():
+    runs = [measured_on("a", miou=0.2), measured_on("a", miou=0.4), measured_on("a", seed=1, miou=0.7)]
+    for order in (runs, runs[::-1]):
+        assert Experiment(order).by_seed() == pytest.approx({0: 0.3, 1: 0.7})
 
 
 def test_a_row_says_what_fills_it_but_for_its_plain_method():
@@ -46,6 +73,13 @@ def test_conditions_that_differ_say_whose_they_are():
     assert conditions(costs, ["a", "c", "not run"], "counted_at") == ["Counts at 1."]
     assert conditions(costs, ["a", "b", "c"], "counted_at") == ["a, c: Counts at 1.", "b: Counts at 2."]
     assert conditions(costs, ["a", "b", "c"], "timed_at") == ["here"]
+
+
+def test_latency_stands_beside_published_ones_with_its_conditions():
+    cost = {"parameters_training": 1, "parameters_inference": 1, "fvcore": 1.0, "conv_flops": 2,
+            "counted_at": "At 64x32.", "timed_at": "Timed at 96x64."}  # fmt: skip
+    notes = network_table([], {"bisenet resnet18": cost}, 2, "bisenet", "resnet18").notes
+    assert {"At 64x32.", "Timed at 96x64."} <= set(notes)
 
 
 def test_a_gap_that_is_none_is_not_recovered():

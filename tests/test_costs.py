@@ -43,6 +43,8 @@ def test_measure_flops_counts_and_times(script, tmp_path):
     assert "assignment sheet" in done.out
     assert "nothing is overwritten" in one_line_error(script("measure_flops", *flags, "--json", figures))
     assert "no network is called so" in one_line_error(script("measure_flops", "--only", "unet"))
+    twice = ("--json", tmp_path / "x", "--markdown", tmp_path / "x")
+    assert "name one file" in one_line_error(script("measure_flops", "--no-latency", *twice))
 
 
 def test_auxiliary_heads_exist_in_training_only(script):

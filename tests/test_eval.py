@@ -17,6 +17,8 @@ from models.ensemble import MeanSoftmax
 from training.adabn import adapt_to
 from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from training.evaluation import predict
+from training.prediction import Eager
+from utils.errors import UserError
 from utils.metrics import ConfusionMatrix
 
 
@@ -41,6 +43,9 @@ def test_a_network_whose_outputs_are_no_numbers_has_no_figures(script, city, tra
     assert "note: the network's outputs are no numbers (NaN or infinite), so it predicts nothing" in done.out
     (found,) = json.loads((tmp_path / "figures.json").read_text())["evaluations"]
     assert (found["accuracy"], found["miou"], found["entropy"], {*found["iou"].values()}) == (None, None, None, {None})
+    on_frames = Eager(build_from_checkpoint(content, diverged).eval(), (48, 32), torch.device("cpu"))
+    with pytest.raises(UserError, match="no numbers"):
+        on_frames(torch.zeros(3, 32, 48, dtype=torch.uint8))
     for name, command in {
         "train_pseudo_labels": (*labelled, *game, "--labeller", diverged, "--run-dir", tmp_path / "self"),
         "train_adversarial": (*labelled, *INTRA, diverged, "--run-dir", tmp_path / "intra"),
@@ -164,7 +169,8 @@ def test_eval_predicts_without_labels(script, city, trained, tmp_path):
 def test_eval_refuses_to_compare_networks_on_different_pictures(script, city, trained, tmp_path):
     assert script(*upper(city, tmp_path / "other", "--max-steps", 1, "--limit", 1)).status == 0
     both = ("eval", trained, tmp_path / "other/checkpoint_last.pt", "--workers", 0, "--device", "cpu")
-    assert "do not compare" in one_line_error(script(*both))
+    assert "do not compare" in one_line_error(script(*both, "--save-predictions", tmp_path / "out"))
+    assert not (tmp_path / "out").exists(), "the first was evaluated before the second was looked at"
     done = script(*both, "--limit", 2, "--save-predictions", tmp_path / "out")
     assert done.status == 0, done.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"run", "other"}

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from export import calibration_set, compared_on
 from models import SEGMENTERS, build_segmenter
 from models.exporting import Coarse, FromPixels, OnnxLogits, channels_first, metadata, programs, quantised, written
 from models.runtime import OnnxNetwork, package, seal
-from training.checkpoint import build_from_checkpoint, load_checkpoint, trained_with
+from training.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint, trained_with
 from training.exported import compare
 from utils.errors import UserError
 from utils.metrics import ConfusionMatrix
@@ -285,6 +287,30 @@ def test_mistakes_are_one_line_and_leave_nothing(script, trained, monkeypatch, t
     (tmp_path / "out/mine").touch()
     monkeypatch.undo()
     assert "nothing is overwritten" in said()
+
+
+def test_a_signal_leaves_nothing_and_what_a_kill_left_is_not_in_the_way(tmp_path):
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), export.beside(out) as folder:  # noqa: PT012
+        assert Path(folder).is_dir()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+    out.mkdir()
+    with export.beside(out) as folder:
+        assert export.leftover(Path(folder))
+    assert not export.leftover(out / "mine")
+
+
+def test_a_network_that_predicts_nothing_is_not_exported(script, trained, city, tmp_path):
+    content = load_checkpoint(trained)
+    last = next(name for name in reversed(content["weights"]) if name.endswith("running_var"))
+    content["weights"][last] = torch.full_like(content["weights"][last], -1.0)
+    save_checkpoint(tmp_path / "diverged.pt", content)
+    flags = ("--out", tmp_path / "out", "--calibrate", city, "--int8")
+    assert "outputs are no numbers" in one_line_error(script("export", tmp_path / "diverged.pt", *flags))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["volume", "link"])

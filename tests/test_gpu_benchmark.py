@@ -40,6 +40,7 @@ def test_without_a_gpu_it_says_what_it_would_do(script, tmp_path, monkeypatch):
     assert int(table[-1][1]) == len(named)
     assert 10 < float(table[-1][2]) < 40
     assert not (tmp_path / "out").exists()
+    assert "no cell is called so" in one_line_error(script("benchmarks.gpu", "--plan", "--cells", "fp61"))
 
 
 def test_the_plan_holds_what_is_asked_of_it():

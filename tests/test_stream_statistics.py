@@ -99,6 +99,17 @@ def test_predict_adapts_over_the_pictures_in_order_and_says_where_it_cannot(scri
     assert "an exported file has no batch normalisation" in said("--adapt-bn", "--runtime", "onnx")
 
 
+def test_the_benchmark_takes_the_first_frames_and_replaces_no_file(script, run, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("benchmarks.stream.tracked", lambda frames, *_: seen.append(frames) or frames)
+    command = ("benchmarks.stream", run, "--windows", 1, "--limit", 1, "--workers", 0, "--device", "cpu")
+    done = script(*command, "--json", tmp_path / "stream.json")
+    assert done.status == 0, done.err
+    assert seen == [range(1)]
+    assert "1 frame in order" in done.out
+    assert "nothing is overwritten" in one_line_error(script(*command, "--json", tmp_path / "stream.json"))
+
+
 def test_the_benchmark_has_a_row_a_way_and_eval_s_figures(script, run):
     done = script("benchmarks.stream", run, "--windows", 1, 3, "--workers", 0, "--device", "cpu")
     assert done.status == 0, done.err

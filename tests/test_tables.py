@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -63,6 +64,8 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
     again = script(*command, *more)
     assert again.status == 0, again.err
     assert scripts_run(again.out) == ["report.py"]
+    assert scripts_run(script("tables", *machine, *more).out) == ["report.py"]  # of seed 0 alone
+    assert (tmp_path / "out/report/report.md").read_text() == report, "rows and seeds of before are left out"
     assert [line.split("|")[-2].strip() for line in again.out.splitlines() if line.startswith("| source only")][:2] == [
         "done"
     ] * 2
@@ -70,6 +73,20 @@ def test_every_row_is_run_once_and_reported(script, city, game, tmp_path, monkey
     assert config["arguments"]["source_holdout"] == 0.3
     other = script(*command, "--", *FLAGS, "--epochs", 2)
     assert "give the same data and flags, or name another --out" in one_line_error(other)
+
+
+def test_an_evaluation_is_done_again_once_its_network_is_newer(tmp_path) -> None:
+    plan = Plan(SMALL, tmp_path, [], [], [])
+    result, evaluation = plan.figures("source only", 0), plan.figures("source only, AdaBN", 0)
+    for number, path in enumerate((result, evaluation)):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (number, number))
+    assert plan.done("source only, AdaBN", 0)
+    os.utime(result, (2, 2))
+    assert not plan.done("source only, AdaBN", 0)
+    result.unlink()  # to save the room
+    assert plan.done("source only, AdaBN", 0)
 
 
 def write_costs(out: Path) -> None:

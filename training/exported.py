@@ -16,6 +16,8 @@ from models.exporting import Coarse, FromPixels, OnnxLogits
 from models.runtime import OnnxNetwork, repeated
 from utils.errors import UserError
 
+from .evaluation import require_numbers
+
 PICTURES = 16
 """On so many, evenly over a set, files are compared."""
 
@@ -55,6 +57,7 @@ def compare(model: nn.Module, coarse: Coarse, grid: int, file: Path, data: Segme
         pixels = pixels_of(data, number)
         images = to_float(pixels.permute(0, 3, 1, 2))
         expected = model(images)
+        require_numbers(expected)
         if logits_of is not None:
             differ.append(float((logits_of(images) - expected).abs().max() / expected.abs().max()))
         ids = (expected if grid == 1 else sampled(pixels)).argmax(dim=1).to(torch.uint8).numpy()

@@ -21,7 +21,7 @@ from datasets.geometry import resize_image, resize_label
 from datasets.labels import Classes
 from models.runtime import OnnxNetwork
 
-from .evaluation import predict
+from .evaluation import predict, require_numbers
 
 SAME_SHAPE = 0.05
 """A picture whose aspect ratio is this near the training's is brought to the training's size, as in evaluation."""
@@ -104,6 +104,7 @@ class Eager:
         logits = self.model(inputs)
         logits[0, 0, 0, 0].item()  # a GPU is done only now
         self.seconds += time.perf_counter() - start
+        require_numbers(logits)
         return logits
 
     def __call__(self, image: Tensor) -> np.ndarray:

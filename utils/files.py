@@ -58,6 +58,13 @@ def require_place(path: Path, folder: bool = False) -> None:
         raise UserError(f"{path}: the folder {home} cannot be written to; name another place")
 
 
+def require_new(path: Path) -> None:
+    """The same for a file that may not be there yet."""
+    require_place(path)
+    if path.exists():
+        raise UserError(f"{path} exists; name a new file, nothing is overwritten")
+
+
 def sync(folder: Path) -> None:
     """Makes renames in the folder durable, where its file system has a way to."""
     descriptor = os.open(folder, os.O_RDONLY)
