@@ -44,7 +44,6 @@ from datasets.video import camera, frames_below, pyav, video_file
 from models.gradcam import layer_named
 from models.runtime import OnnxNetwork
 from training.checkpoint import build_from_checkpoint, checkpoint_file, classes_of, load_checkpoint, trained_with
-from training.evaluation import require_numbers
 from training.explanation import class_named, explanation, point
 from training.places import is_video, named_files, named_folders, plan, write
 from training.prediction import Eager, Exported, Maps, maps, network_input
@@ -204,7 +203,6 @@ def pictures_of(
         else:
             inputs = network_input(image, network.size, args.device)
             logits = network.logits(inputs)
-            require_numbers(logits)
             if layer is not None:
                 try:
                     heat = explanation(network.model, layer, inputs, logits, explained, args.at, image.shape[-2:])

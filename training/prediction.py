@@ -99,7 +99,7 @@ class Eager:
 
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:
-        """Of what `network_input` gave: [1, C, h, w]."""
+        """Of what `network_input` gave: [1, C, h, w]. Raises `UserError` where they are no numbers."""
         start = time.perf_counter()
         logits = self.model(inputs)
         logits[0, 0, 0, 0].item()  # a GPU is done only now
