@@ -4,7 +4,7 @@
     python report.py runs/* adabn.json costs.json --out report/               everything; open report/report.html
     python report.py runs/* --out report/ --device cuda --pictures 8
 
-Directories are runs, or folders of runs. JSON files are eval.py's (AdaBN, means of several networks) and
+Directories are runs, or folders of runs and figures. JSON files are eval.py's (AdaBN, means of several networks) and
 measure_flops.py's (latency; what it has not counted, the report counts). --out writes report.html (self-contained),
 report.tex with tables/*.tex, figures/*.pdf and references.bib (LaTeX), report.md and tables/*.md (Markdown) and
 tables/*.csv. What was not run says "not run". Written again, it replaces its own files; one that you changed stays, and

@@ -215,7 +215,7 @@ def class_names(experiments: Iterable[Experiment]) -> tuple[str, ...]:
 
 def find_runs(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """(run directories, JSON files), each once. A folder of runs, or of such folders (train_fda.py's with several
-    bands), stands for the runs in it."""
+    bands), stands for the runs in it, and for the figures that lie beside them, or in evaluations/ as tables.py's."""
     directories: dict[Path, Path] = {}
     files: dict[Path, Path] = {}
     for place in places:
@@ -226,7 +226,18 @@ def find_runs(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         inner = sorted(path.parent for pattern in below for path in place.glob(pattern))
         for run in inner or [place]:
             directories.setdefault(run.resolve(), run)
+        for file in () if place in inner else sorted([*place.glob("*.json"), *place.glob("evaluations/*.json")]):
+            if _holds_figures(file):
+                files.setdefault(file.resolve(), file)
     return list(directories.values()), list(files.values())
+
+
+def _holds_figures(path: Path) -> bool:
+    """Whether a JSON file looks like one of eval.py's or measure_flops.py's."""
+    try:
+        return bool({"evaluations", "networks"} & read_json(path).keys())
+    except DAMAGED:
+        return False
 
 
 def read_run(directory: Path) -> Measured:

@@ -632,7 +632,12 @@ def test_a_folder_of_runs_stands_for_them(runs, tmp_path):
     assert [path.name for path in found[:4]] == ["adversarial", "depthwise", "source-0", "source-1"]
     assert [path.name for path in found[4:-1]] == ["upper"]
     assert found[5:] == [tmp_path]  # to be named as no run
-    assert files == [runs / "costs.json"]
+    assert files == sorted(runs.glob("*.json"))
+    (tmp_path / "out/evaluations").mkdir(parents=True)
+    for name, content in (("tables.json", {"data": []}), ("evaluations/a.json", {"evaluations": []}), ("b.json", [])):
+        (tmp_path / "out" / name).write_text(json.dumps(content))
+    assert find_runs([tmp_path / "out"])[1] == [tmp_path / "out/evaluations/a.json"]
+    assert find_runs([runs / "upper"])[1] == []
     (tmp_path / "outer").mkdir()
     (tmp_path / "outer/bands").symlink_to(runs)
     assert [path.name for path in find_runs([tmp_path / "outer"])[0]] == [path.name for path in found[:5]]
