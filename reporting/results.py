@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +384,7 @@ def _by(size: Sequence[int]) -> str:
 
 def experiments(runs: Sequence[Measured]) -> list[Experiment]:
     """Runs grouped, in the order of their first; each labelled by its method and what tells it from the others."""
+    runs = _at_common_roots(runs)
     known: dict[str, set[tuple[str, ...]]] = {}
     for run in runs:
         known.setdefault(run.key, set()).update(() if run.earlier is None else [run.earlier])
@@ -397,6 +398,36 @@ def experiments(runs: Sequence[Measured]) -> list[Experiment]:
         before = labels[:place].count(label)  # what differs has no name: other pictures of one set's name, for example
         experiment.label = f"{label} ({before + 1})" if before else label
     return found
+
+
+def _at_common_roots(runs: Sequence[Measured]) -> list[Measured]:
+    """The runs, with one path for a data set that lay in several places: a cluster's jobs unpack it anew."""
+    roots: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    named = []
+    for run in runs:
+        settings = dict(run.settings)
+        for key, domain in (SOURCES | TARGETS).items():
+            titles = (domain.title, f"{domain.title} train", f"{domain.title} val")
+            own = {name: found for name, found in (run.config.get("data") or {}).items() if name in titles}
+            if settings.get(key) is not None and own:
+                known = roots.setdefault(key, [])
+                root = next((root for root, other in known if _one_set(own, other)), settings[key])
+                known.append((root, own))
+                settings[key] = root
+        named.append(replace(run, settings=settings))
+    return named
+
+
+def _one_set(own: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs read the same pictures and labels of a data set, of all parts that both read."""
+    shared = own.keys() & other.keys()
+    alike = (
+        same_data(own[name], other[name])
+        if own[name]["labels"] == other[name]["labels"]
+        else own[name]["pictures"] == other[name]["pictures"]  # one of them did not look at the labels
+        for name in shared
+    )
+    return bool(shared) and all(alike)
 
 
 def told_apart(experiments: Sequence[Experiment], short: Callable[[Experiment], str]) -> list[str]:

@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from datasets.labels import CLASS_NAMES
 from datasets.pictures import WRONG, errors
 from models import SEGMENTERS
-from reporting.comparison import METHODS, comparison
+from reporting.comparison import METHODS, comparison, reference
 from reporting.documents import Drawn, html_document, markdown_document
 from reporting.figures import MAIN, charts, series
 from reporting.manifest import OwnFolder
@@ -625,6 +625,21 @@ def test_report_groups_seeds_and_tells_settings_apart(script, copied):
     assert "flip=0.0" in second[0]
     assert first[3] == "30.0 ± 14.1"
     assert "several runs have the seed 0" in script("report", *made[:1], copied("source-0", "again")).out
+
+
+def test_data_that_were_moved_are_the_same_data(runs, copied):
+    """A cluster's jobs unpack them in a new place each."""
+    moved = copied("source-1", "moved")
+    config = json.loads((moved / "config.json").read_text())
+    roots = {"cityscapes": "/scratch/7/city", "gta5": "/scratch/7/game"}
+    (moved / "config.json").write_text(json.dumps(config | {"arguments": config["arguments"] | roots}))
+    places = [runs / "upper", runs / "source-0", moved]
+    upper, source = experiments([read_run(place) for place in places])
+    assert [run.name for run in source.runs] == ["source-0", "moved"]
+    assert reference(source, "train_cityscapes", [upper, source])[0] is upper
+    config["data"]["GTA5"]["names"] = "of others"
+    (moved / "config.json").write_text(json.dumps(config | {"arguments": config["arguments"] | roots}))
+    assert len(experiments([read_run(place) for place in places])) == 3
 
 
 def test_a_folder_of_runs_stands_for_them(runs, tmp_path):
