@@ -35,15 +35,15 @@ def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return torch.where(mask[:, None] if source.ndim == 4 else mask, source, target)
 
 
-def labelled_share(labels: Tensor) -> Tensor:
-    """The same weight where the labels are given and each is sure: the share of the batch's pixels that have one."""
-    return mean_over_batch(lambda part: (part != IGNORE).float().mean(), labels)
-
-
 def pseudo_label_weight(confidence: Tensor, threshold: float = SURE) -> Tensor:
     """Share of the batch's target pixels that are sure, with --accumulate of a part's: the weight of every one of them
     (DACS; the batch's share, as in its public code)."""
     return mean_over_ranks((confidence > threshold).float().mean())
+
+
+def labelled_share(labels: Tensor) -> Tensor:
+    """The same weight where the labels are given and each is sure: the share of the batch's pixels that have one."""
+    return mean_over_batch(lambda part: (part != IGNORE).float().mean(), labels)
 
 
 class StrongAugmentation:

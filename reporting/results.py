@@ -423,8 +423,8 @@ def _one_set(own: dict[str, Any], other: dict[str, Any]) -> bool:
     shared = own.keys() & other.keys()
     alike = (
         same_data(own[name], other[name])
-        if own[name]["labels"] == other[name]["labels"]
-        else own[name]["pictures"] == other[name]["pictures"]  # one of them did not look at the labels
+        if own[name].get("labels") == other[name].get("labels")
+        else own[name].get("pictures") == other[name].get("pictures")  # one of them did not look at the labels
         for name in shared
     )
     return bool(shared) and all(alike)
