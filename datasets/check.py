@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 
-from utils.errors import Parser, UserError, run_script
+from utils.errors import Parser, UserError, refuse_idle, run_script
 
 from .domains import (
     SOURCES,
@@ -120,6 +120,10 @@ def main() -> None:
     data = parser.add_argument_group("data")
     add_flags(data, SOURCES, "root of {title} ({variable})")
     add_flags(data, TARGETS, "root of {title} ({variable})")
+    data.add_argument(
+        "--unlabelled-train", action="store_true",
+        help="of the target's train split check the pictures alone: only the upper bound needs its labels",
+    )  # fmt: skip
     args = parser.parse_args()
     from_environment(args, SOURCES, TARGETS)
     given = vars(args)
@@ -132,7 +136,10 @@ def main() -> None:
     if sources:
         sets.append(open_source(given | {"source_size": SOURCES[sources[0]].size}))
     if target is not None:
-        sets += [open_target(given | {"size": TARGETS[target].size}, split) for split in ("train", "val")]
+        size = given | {"size": TARGETS[target].size}
+        sets += [open_target(size, "train", labelled=not args.unlabelled_train), open_target(size, "val")]
+    else:
+        refuse_idle("no target is given", "unlabelled_train")
     for data in sets:
         print(check(data))
     print(f"the {len(shared_classes(*sets))} classes can be read from these files")

@@ -142,6 +142,19 @@ def test_a_palette_says_nothing_against_ignored_ids(tmp_path, class_, ignored):
     assert np.array_equal(described_source(file).label(0).numpy(), expected[rows_of(0)])
 
 
+def test_the_check_takes_a_train_split_without_labels_where_it_is_told(script, tmp_path):
+    given = copy.deepcopy(EXAMPLE)
+    del given["splits"]["train"]["labels"]
+    file = write(tmp_path, given)
+    flags = ("datasets.check", "--target-json", file)
+    assert one_line_error(script(*flags)).endswith("this use of Rooms train needs its labels")
+    done = script(*flags, "--unlabelled-train")
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[0].endswith(", used without labels")
+    said = one_line_error(script("datasets.check", "--source-json", write(tmp_path), "--unlabelled-train"))
+    assert said.endswith("--unlabelled-train does nothing here: no target is given")
+
+
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     file = write(tmp_path)
     file.write_text(file.read_text(), encoding="utf-8-sig")
