@@ -239,7 +239,6 @@ SYNTHIA_PROTOCOL = Protocol(_SIXTEEN, {"miou16": _SIXTEEN, "miou13": _THIRTEEN})
 ADVENT, FADA). DAFormer's README has another one: all pixels count, and the mean of 19 is taken times 19/16."""
 
 CLASS_NAMES: tuple[str, ...] = CITYSCAPES.names
-PALETTE: np.ndarray = CITYSCAPES.palette
 CITYSCAPES_ID_TO_TRAIN_ID: dict[int, int] = CITYSCAPES_LABELS.train_ids | {-1: IGNORE}
 CITYSCAPES_PALETTE: np.ndarray = CITYSCAPES_LABELS.palette
 

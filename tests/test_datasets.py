@@ -24,7 +24,6 @@ from datasets.labels import (
     CITYSCAPES_PALETTE,
     CLASS_NAMES,
     IGNORE,
-    PALETTE,
     to_cityscapes_ids,
 )
 from utils.errors import UserError
@@ -177,13 +176,13 @@ def test_a_bad_mapping_is_named(game, text):
 
 
 def test_tables_of_the_taxonomy():
-    assert len(CLASS_NAMES) == len(PALETTE) == 19
+    assert len(CLASS_NAMES) == len(CITYSCAPES.palette) == 19
     assert (CLASS_NAMES[0], CLASS_NAMES[13], CLASS_NAMES[18]) == ("road", "car", "bicycle")
     kept = {id_: train for id_, train in CITYSCAPES_ID_TO_TRAIN_ID.items() if train != IGNORE}
     assert kept == {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12,
                     26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
     every = np.arange(19, dtype=np.uint8)
-    assert np.array_equal(CITYSCAPES.colourise(every[None])[0], PALETTE)
+    assert np.array_equal(CITYSCAPES.colourise(every[None])[0], CITYSCAPES.palette)
     assert to_cityscapes_ids(every).tolist() == list(kept)
     assert to_cityscapes_ids(np.array([IGNORE], dtype=np.uint8)).tolist() == [0]
     assert CITYSCAPES.colourise(np.array([[IGNORE]], dtype=np.uint8)).tolist() == [[[0, 0, 0]]]
@@ -304,7 +303,7 @@ def test_colours_that_a_tool_indexed_anew_are_no_ids(tmp_path):
 
 def test_colours_that_a_tool_indexed_anew_are_no_train_ids_either(tmp_path):
     label = np.array([0, 8, 10, 13], dtype=np.uint8).repeat(24).reshape(8, 12)
-    for name, palette in (("own", PALETTE), ("converted", CITYSCAPES_PALETTE)):
+    for name, palette in (("own", CITYSCAPES.palette), ("converted", CITYSCAPES_PALETTE)):
         image = Image.fromarray(label).convert("P")
         image.putpalette(palette.tobytes())
         image.save(tmp_path / f"{name}.png")
@@ -313,7 +312,7 @@ def test_colours_that_a_tool_indexed_anew_are_no_train_ids_either(tmp_path):
     grey.putpalette(np.arange(256, dtype=np.uint8).repeat(3).tobytes())
     grey.save(tmp_path / "grey.png")
     assert (read_label(tmp_path / "grey.png", "trainIds", CITYSCAPES_LABELS).numpy() == label).all()
-    Image.fromarray(PALETTE[label]).quantize().save(tmp_path / "anew.png")
+    Image.fromarray(CITYSCAPES.palette[label]).quantize().save(tmp_path / "anew.png")
     refused("index . has the colour of .*re-indexed", read_label, tmp_path / "anew.png", "trainIds", CITYSCAPES_LABELS)
 
 
@@ -462,7 +461,7 @@ def test_the_19_classes_have_the_published_ids_and_colours():
     rows = [entry.split() for entry in published.replace("\n", " ").split(",")]
     for train_id, (number, *name, red, green, blue) in enumerate(rows):
         assert CLASS_NAMES[train_id] == " ".join(name)
-        assert PALETTE[train_id].tolist() == [int(red), int(green), int(blue)]
+        assert CITYSCAPES.palette[train_id].tolist() == [int(red), int(green), int(blue)]
         assert CITYSCAPES_PALETTE[int(number)].tolist() == [int(red), int(green), int(blue)]
         assert CITYSCAPES_ID_TO_TRAIN_ID[int(number)] == train_id
     assert sum(train_id < 19 for train_id in CITYSCAPES_ID_TO_TRAIN_ID.values()) == 19
