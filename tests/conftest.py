@@ -22,6 +22,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from datasets.domains import SOURCES, TARGETS
 from datasets.labels import CITYSCAPES_ID_TO_TRAIN_ID, CITYSCAPES_PALETTE
+from measure_flops import peak_memory
 from reporting.costs import networks
 from training.checkpoint import load_checkpoint
 from utils.errors import run_script
@@ -190,6 +191,11 @@ def source_only(game, city, run_dir, *more):
 def trained(script, city, tmp_path):
     assert script(*upper(city, tmp_path / "run", "--max-steps", 2)).status == 0
     return tmp_path / "run/checkpoint_last.pt"
+
+
+def peak_growth(action: Callable[[], object]) -> float | None:
+    """MiB that the process takes meanwhile beyond what it holds before; None where the system does not tell."""
+    return peak_memory(lambda _: action(), torch.empty(0))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -27,6 +27,7 @@ from models.discriminator import Discriminator
 from reporting.costs import count, networks
 from train_adversarial import AdversarialStep
 from training.adversaries import discriminators_for
+from training.building import adam
 from training.gradients import Gradients
 from training.methods import method_name
 
@@ -374,6 +375,19 @@ def test_the_class_prior_is_the_sources(script, game, city, tmp_path, monkeypatc
     assert (steps[0]["entropy_range"], steps[0]["lambda_prior"]) == (0.3, 0.02)
     assert steps[0]["lambda_entropy"] == (1e-3, 2e-4)
     assert steps[0]["lambda_adv"] == ()  # the largest weight in use says how fp16 scales the loss
+
+
+def test_the_weights_of_the_adversarial_losses_are_the_flags(script, game, city, tmp_path, monkeypatch):
+    steps, rates = [], []
+    monkeypatch.setattr("train_adversarial.AdversarialStep",
+                        lambda *given, **named: steps.append(named) or AdversarialStep(*given, **named))  # fmt: skip
+    monkeypatch.setattr("train_adversarial.adam", lambda network, rate: rates.append(rate) or adam(network, rate))
+    given = ("--lambda-adv", 0.3, "--lambda-adv-aux", 0.2, "--lr-d", 0.05)
+    for level, flags in (("multi", given), ("output", (*given[:2], *given[4:])), ("multi", ())):
+        command = adversarial(game, city, tmp_path / f"run{len(steps)}", "--level", level, "--max-steps", 1, *flags)
+        assert script(*command).status == 0
+    assert [step["lambda_adv"] for step in steps] == [(0.3, 0.2), (0.3,), (1e-3, 2e-4)]
+    assert rates == [0.05, 0.05, 0.05, 1e-4, 1e-4]
 
 
 # The script

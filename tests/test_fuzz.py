@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ids, one_line_error, picture, run_once, source_only, upper, write_cityscapes, write_gta5
+from conftest import (
+    ids,
+    one_line_error,
+    peak_growth,
+    picture,
+    run_once,
+    source_only,
+    upper,
+    write_cityscapes,
+    write_gta5,
+)
 from PIL import Image
 
 from datasets import cityscapes, gta5
@@ -81,28 +91,24 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def resident_peak() -> int:
-    """MiB, of this process so far; 0 where the system does not tell."""
-    resource = pytest.importorskip("resource")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
 def survive(path: Path, contents: list[bytes], read, named: str | None = None) -> tuple[int, int]:
     """(read, refused); anything else than a result or a one-line `UserError` that names the file fails. named: what
     the message names in its place."""
     outcomes = [0, 0]
-    before = resident_peak()
-    for number, content in enumerate(contents):
-        path.write_bytes(content)
-        began, message = time.monotonic(), None
-        try:
-            read(path)
-        except UserError as error:
-            message = str(error)
-        outcomes[message is not None] += 1
-        assert message is None or ((named or path.name) in message and "\n" not in message), (number, message)
-        assert time.monotonic() - began < SECONDS, number
-    assert resident_peak() - before < MEBIBYTES
+
+    def read_each() -> None:
+        for number, content in enumerate(contents):
+            path.write_bytes(content)
+            began, message = time.monotonic(), None
+            try:
+                read(path)
+            except UserError as error:
+                message = str(error)
+            outcomes[message is not None] += 1
+            assert message is None or ((named or path.name) in message and "\n" not in message), (number, message)
+            assert time.monotonic() - began < SECONDS, number
+
+    assert (peak_growth(read_each) or 0) < MEBIBYTES
     return outcomes[0], outcomes[1]
 
 

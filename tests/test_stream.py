@@ -35,6 +35,17 @@ def test_flip_moves_both_alike():
         assert torch.equal(out[0], moved)
 
 
+def test_each_scale_is_drawn_as_often_and_every_second_picture_is_mirrored():
+    image, label = coupled()
+    halves = mirrored = 0
+    for seed in range(200):
+        out, moved = Geometry(SIZE, (0.5, 1.0), 0.5)(image, label, np.random.default_rng(seed))
+        halves += bool((moved == IGNORE).float().mean() > 0.5)
+        mirrored += torch.equal(out, image.flip(-1))
+    assert 70 < halves < 130
+    assert 25 < mirrored < 75  # of those at scale 1
+
+
 @pytest.mark.parametrize("scale", [2.0, 1.5, 0.75, 0.5])
 def test_scale_keeps_the_size_and_pads_with_ignore(scale):
     image, label = coupled()
