@@ -129,6 +129,12 @@ class Done(NamedTuple):
     err: str
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def city(tmp_path: Path) -> Path:
     return write_cityscapes(tmp_path / "cityscapes")

@@ -8,7 +8,6 @@ import torch
 from conftest import one_line_error, run_once
 
 import measure_flops
-from benchmarks.adaptation import CELLS
 
 
 @pytest.fixture
@@ -70,43 +69,6 @@ def test_adaptation_hands_rows_to_the_rows_that_need_them(script, game, city, tm
     assert (mean["row"], mean["seed"], mean["step"]) == ("FDA, mean of three", 3, None)
     alone = [json.loads((tmp_path / f"{band}.json").read_text())["miou"] for band in bands]
     assert all(mean["miou"] != miou for miou in alone)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("in_process")
-def test_adaptation_runs_what_is_missing_and_says_what_was_not_run(script, game, city, tmp_path):
-    def command(*more):
-        return ("benchmarks.adaptation", "--gta5", game, "--cityscapes", city, "--size", "48x32", "--batch-size", 2,
-                "--steps", 2, "--workers", 0, "--device", "cpu", "--out", tmp_path / "out", *more)  # fmt: skip
-
-    rows = ("--only", "source only", "source only + AdaBN", "upper bound")
-    done = script(*command("--seeds", 0, 1, *rows, "--cells", tmp_path / "cells"))
-    assert done.status == 0, done.err
-    table = {
-        cells[0]: cells[1:]
-        for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in done.out.splitlines() if line[:1] == "|")
-    }
-    assert table["adversarial, standard"] == ["not run"] * 7
-    cells: dict[str, list] = {}
-    for path in sorted((tmp_path / "cells").iterdir()):
-        cell = json.loads(path.read_text())
-        cells.setdefault(cell["row"], []).append(cell)
-    assert {name: [cell["seed"] for cell in found] for name, found in cells.items()} == {
-        "source only": [0, 1], "source only + AdaBN": [0, 1], "upper bound": [0, 1],
-    }  # fmt: skip
-    gains = [
-        100 * (a["miou"] - b["miou"]) for a, b in zip(cells["source only + AdaBN"], cells["source only"], strict=True)
-    ]
-    mean = sum(gains) / 2
-    assert table["source only + AdaBN"][3].startswith(f"{mean:+.1f} ± {abs(gains[0] - gains[1]) / 2**0.5:.1f}")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    assert (
-        script(*command("--seeds", 0, 1, *rows, "--cells", tmp_path / "cells")).status == 0
-    )  # everything is there: nothing runs again
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    message = one_line_error(script(*command("--seeds", 0, "--no-run", "--steps", 3, "--cells", tmp_path / "cells")))
-    assert "other settings" in message
-    assert set(CELLS) <= table.keys()
 
 
 def test_a_batch_is_timed_as_one_and_its_pictures_are_counted(monkeypatch):

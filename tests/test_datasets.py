@@ -397,9 +397,7 @@ def test_hidden_folders_hold_no_pictures(city):
 
 def test_limit_is_the_same_for_everyone_and_nested_lists_select(game, tmp_path):
     names = [sample.name for sample in gta5(game, limit=3).samples]
-    assert names == [sample.name for sample in gta5(game, limit=3).samples]
-    assert len(names) == 3
-    assert names == sorted(names)
+    assert names == ["00003", "00004", "00006"]  # in every process, and in years to come
     assert len(gta5(game, limit=100)) == 6
     listed = tmp_path / "list.txt"
     listed.write_text("# chosen\n00005\nimages/00002.png\n\n")

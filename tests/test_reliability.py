@@ -16,6 +16,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,10 +155,10 @@ def test_a_run_killed_while_it_keeps_an_evaluation_logs_it_once(script, game, ci
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world, number, status):
     home, command = world
     run_dir = home / number
-    slow = [*command, "--checkpoint-minutes", "1000"]  # so that the checkpoint is the signal's
+    slow = [*command, "--checkpoint-minutes", "1000", "--no-cache"]  # so that the checkpoint is the signal's
     inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would the script
     try:
-        process = start(slow, run_dir)
+        process = start(slow, run_dir, SECONDS_A_PICTURE="0.05")  # so that it is at work yet
     finally:
         signal.signal(signal.SIGHUP, inherited)
     while not list(run_dir.glob("tensorboard/*")):
@@ -173,6 +174,35 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(world,
     assert not (run_dir / ".lock").exists()
     finished(again.split(), run_dir)
     assert_same_runs(home / "straight", run_dir)
+
+
+def test_the_echo_of_a_signal_is_as_long_as_its_launcher_takes():
+    """torchrun passes a signal on, and ends its ranks half a minute later; without it a second Ctrl-C is soon meant."""
+    for more, seconds in (({}, 1), ({"TORCHELASTIC_RUN_ID": "x"}, 30)):
+        code = "from utils import interruption; print(interruption.ECHO)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT | more, capture_output=True)
+        assert int(done.stdout) == seconds
+
+
+def test_a_rank_whose_launcher_is_gone_stops_to_be_tried_again(monkeypatch):
+    assert Interruption(None).stop() is None
+    monkeypatch.setattr("utils.interruption._LAUNCHER", os.getppid() + 1)
+    assert Interruption(None).stop() is None  # nobody launched it
+    monkeypatch.setattr("utils.interruption.LAUNCHED", True)
+    assert Interruption(None).stop() == Stop("stopped, since torchrun is gone", 75)
+
+
+def test_a_lock_is_touched_each_half_minute(tmp_path, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr("training.lock.time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    lock = DirectoryLock(tmp_path)
+    touched = []
+    monkeypatch.setattr(os, "utime", lambda path, *more: touched.append(path))
+    for seconds, times in ((29, 0), (2, 1), (29, 1), (2, 2)):
+        now += seconds
+        lock.touch()
+        assert len(touched) == times
+    lock.release()
 
 
 def test_a_second_signal_ends_at_once_unless_it_is_the_firsts_echo(tmp_path):
@@ -290,6 +320,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(script, city, tmp_pat
         last.write_bytes(damage)
         assert "checkpoint" in one_line_error(script("eval", last))
         assert same(load_newest(run_dir).content, load_checkpoint(previous))
+    last.unlink()
+    assert same(load_newest(run_dir).content, load_checkpoint(previous))
+    last.write_bytes(bytes(middle))
     copy = tmp_path / "both"
     shutil.copytree(run_dir, copy)
     (copy / "checkpoint_previous.pt").write_bytes(b"x")

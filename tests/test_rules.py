@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 def softmaxes(pictures: int, classes: int = 6, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Tensor:
     """float32 [N, C, *size]; classes differ in how often and how surely they are predicted, the last never is."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(pictures, classes, *size, generator=generator) * torch.rand(pictures, 1, *size) * 4
+    logits = torch.randn(pictures, classes, *size, generator=generator)
+    logits *= torch.rand(pictures, 1, *size, generator=generator) * 4
     logits += torch.linspace(1.5, -1.5, classes).view(-1, 1, 1)
     logits[:, -1] = -30
     return logits.softmax(dim=1)

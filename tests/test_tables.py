@@ -163,7 +163,7 @@ def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path)
 def wait_for_lock(out: Path) -> None:
     """The script of a killed process saves its checkpoint yet."""
     for _ in range(100):
-        alive = subprocess.run(["pgrep", "-f", f"{out.name}/.*--resume"], capture_output=True).returncode == 0
+        alive = subprocess.run(["pgrep", "-f", f"{out}/.*--resume"], capture_output=True).returncode == 0
         if not alive:
             return
         time.sleep(0.1)
