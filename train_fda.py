@@ -11,6 +11,10 @@ statistics. Which target picture styles which source picture is random at every 
 The loss is the cross-entropy on the translated source, plus lambda_entropy times the Charbonnier entropy of the
 prediction on the target. The entropy term starts late (--entropy-from). Before that, and always at --lambda-entropy 0,
 no target picture passes through the network: batch normalisation then has the statistics of the translated source.
+The entropy is that of the enlarged prediction; the paper's code takes it of the network's own resolution.
+
+Pictures are translated after scale and crop. So the mean colour around one that was scaled down counts in amplitudes
+and in LAB's statistics; `--scales 1,1.5,1.75,2` avoids it, in both domains.
 """
 
 from __future__ import annotations

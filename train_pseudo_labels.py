@@ -19,7 +19,7 @@ network in training, so batch normalisation's running statistics mix the two, un
 target's alone.
 
 Not built of CBST's public code: spatial priors, target crops around rare classes, and one source picture to about four
-of the target. Here it is one to one.
+of the target. Here it is one to one. The rate falls by the poly schedule, where CRST's is constant.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     labels.add_argument(
         "--portion", type=number(0, 1), default=0.2, metavar="P",
-        help="by the rules of CBST and IAST: the share of each class that is labelled in the first round, about (0.2)",
+        help="by CBST's rule: the share of each class that is labelled in the first round, about; by IAST's less (0.2)",
     )  # fmt: skip
     labels.add_argument(
         "--portion-step", type=number(0, 1), default=0.05, metavar="P", help="by how much it grows a round (0.05)"

@@ -13,9 +13,10 @@ A step sees --batch-size views of the target, and so --batch-size / --views pict
 --scales and --flip move source pictures alone, since views are crops, and mirrored, themselves.
 
 The moving average is the headline: it is what checkpoints keep. Its batch normalisation has the target's statistics,
-taken from views (the paper freezes those of the network that it starts from). Not built are the paper's sampling of
-target pictures by predicted class, and its normalisation of source pictures to the target's colours. The strong
-augmentation is the one of train_dacs.py.
+taken from views; the paper freezes those of the network that it starts from, as DeepLabV2 with ImageNet weights does
+here. Not built are the paper's sampling of target pictures by predicted class, and its normalisation of source pictures
+to the target's colours. The strong augmentation is the one of train_dacs.py. The rate falls by the poly schedule; the
+paper's is constant.
 """
 
 from __future__ import annotations

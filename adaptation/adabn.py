@@ -20,7 +20,7 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], device: torch.d
     images: batches uint8 [B, 3, H, W] of unlabelled target pictures; a batch of one is passed over (a variance over
     one pooled value does not exist). Returns the number of pictures used. Raises ValueError when none was, and for a
     network without batch normalisation.
-    The model is left in evaluation mode.
+    The model is left in evaluation mode; layers that only training uses are reset, and stay so.
     """
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]

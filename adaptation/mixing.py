@@ -1,5 +1,6 @@
 """ClassMix (Olsson et al., WACV 2021) as DACS has it (Tranheden et al., WACV 2021): half of a source picture's classes
-pasted onto a target picture, labels and weights likewise; and the strong augmentation of what comes out."""
+pasted onto a target picture, labels and weights likewise; and the strong augmentation of what comes out. DACS's
+public code counts what has no label as one more class to draw; here it is none."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class DeepLabVGG16(Segmenter):
 
     title = "DeepLab-VGG16"
     backbones = {"vgg16": "VGG-16"}
-    # As AdaptSegNet (CVPR 2018) trains it: one rate for all.
+    # AdaptSegNet's (CVPR 2018), one rate for all; flip and scales are BiSeNet's.
     settings = {"paper": Settings(4, 2.5e-4, 5e-4, aux_weight=0.1, flip=0.5, scales=(0.75, 1.0, 1.5, 1.75, 2.0))}
     cam_layer = "connected"
 

@@ -48,7 +48,8 @@ class DeepLabV2(Segmenter):
     title = "DeepLabV2"
     backbones = {"resnet101": "ResNet-101"}
     settings = {
-        # As AdaptSegNet (CVPR 2018) trains it; its auxiliary classifier exists in multi-level adaptation.
+        # Rate, decay and auxiliary weight of AdaptSegNet (CVPR 2018), whose auxiliary classifier exists in multi-level
+        # adaptation. It takes batches of 1, unscaled and not mirrored; flip and scales are BiSeNet's.
         "paper": Settings(4, 2.5e-4, 5e-4, aux_weight=0.1, flip=0.5, scales=(0.75, 1.0, 1.5, 1.75, 2.0)),
         "report": Settings(4, 1e-4, 5e-4, aux_weight=0.1),
     }

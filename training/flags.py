@@ -152,8 +152,8 @@ def training_parser(doc: str, source: bool, first: str = "--model") -> argparse.
         "--settings",
         choices=SETTINGS,
         default="paper",
-        help="paper: as the network's paper trains it, with flip and random scale and crop; report: as the student "
-        "report did, without augmentation. Flags given beside it win (%(default)s)",
+        help="paper: the network's paper's, as far as it has them, with flip and random scale and crop; report: the "
+        "student report's, without augmentation. Flags given beside it win (%(default)s)",
     )
     training.add_argument(
         "--epochs", type=positive, metavar="N",
