@@ -6,6 +6,7 @@
 #     make style    ruff alone
 #     make quick    style, and the tests that are not marked slow: the loop while you work
 #     make test     style and every test
+#     make exports  the tests of exported files and videos, with what they need (requirements-deploy.txt)
 #     make gpu      on a machine with a GPU: its tests, speed and memory; without one, what that would be
 #
 # Tests run in as many processes as there are cores, 4 at most: make test TEST_PROCESSES=2 for another number.
@@ -14,7 +15,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 
-.PHONY: demo tables style quick test gpu
+.PHONY: demo tables style quick test exports gpu
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
@@ -39,6 +40,11 @@ quick: style .venv/installed-dev
 
 test: style .venv/installed-dev
 	$(PYTEST)
+
+# Without these packages `make test` skips them.
+exports: .venv/installed-dev
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
+	$(PYTEST) -rs tests/test_export.py tests/test_video.py
 
 # What is measured already is not measured again.
 gpu: .venv/installed-dev

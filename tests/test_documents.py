@@ -97,6 +97,32 @@ def test_every_command_exists_with_its_flags(known: Callable[[str], set[str]]) -
         assert flags <= known(module(name)), name
 
 
+def test_the_rules_of_make_exist_with_their_flags_and_a_stopped_demo_goes_on(
+    known: Callable[[str], set[str]],
+) -> None:
+    rules = re.findall(r"^\t@?\$\(RUN\) ([\w/]+\.py)(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(rules) > 8
+    for name, rest in rules:
+        flags = set(re.findall(r"(?<=\s)--[a-z][\w-]*", rest))
+        assert flags <= known(module(name)), name
+        assert not name.startswith("train_") or {"--demo", "--resume"} <= flags, name
+
+
+def test_the_first_table_of_results_is_the_readmes() -> None:
+    def rows(text: str) -> dict[str, list[str]]:
+        lines = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+        return {cells[0]: cells[1:] for cells in lines}
+
+    section = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("\n## One recipe")[1]
+    measured = rows(section.split("\n`--recipe best` minus")[0])
+    shown = rows(README.read_text(encoding="utf-8").split("\n## Where to start")[1].split("\n```")[0])
+    shown = {name: cells for name, cells in shown.items() if re.match(r"\d", cells[0])}
+    assert len(shown) > 5
+    for name, cells in shown.items():
+        dusk, test, val = (measured[name][column] for column in (5, 1, 3))
+        assert cells == [re.sub(r" ± (.*)", r" (\1)", figure.strip("*")) for figure in (dusk, test, val)], name
+
+
 def test_every_flag_named_alone_is_a_flag_of_some_script(known: Callable[[str], set[str]]) -> None:
     modules = ("datasets.check", "benchmarks.adaptation", "benchmarks.gpu")
     scripts = [*sorted(path.stem for path in ROOT.glob("*.py")), *modules]

@@ -252,6 +252,7 @@ def test_what_a_killed_process_of_this_number_left_is_removed(city, place, capsy
     assert list(place.iterdir()) == [home]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names open files by /proc")
 def test_an_array_is_on_the_disk_before_its_name(city, place, monkeypatch):
     order = []
     rename = datasets.prepared.Path.rename

@@ -16,6 +16,8 @@ from soak import ENVIRONMENT, ROOT, children, commands, finished, start
 
 from utils.errors import UserError
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
 LONG = ("--max-steps", "100000", "--epochs", "100000", "--batch-size", "4", "--eval-every", "1000")
 """A run that only a signal ends, its last checkpoint the signal's."""
 

@@ -35,13 +35,18 @@ from soak import ENVIRONMENT, ROOT, commands, finished, killed_and_resumed, star
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptation.adversarial import TARGET, vanilla
-from adaptation.losses import cross_entropy, focal, ohem, segmentation_loss, weighted_by_pixel
+from adaptation.adversarial import GANS, TARGET, View
+from adaptation.class_level import soft_labels
+from adaptation.entropy import charbonnier_entropy_loss, class_prior_loss, min_entropy_loss
+from adaptation.losses import LOSSES, cross_entropy, segmentation_loss, weighted_by_pixel
+from adaptation.regularisation import regularised
+from adaptation.sac import confident_focal_loss
 from datasets import cityscapes
 from datasets.geometry import Geometry
 from datasets.stream import Replaced, TrainingStream
-from models import build_discriminator, build_segmenter
+from models import DISCRIMINATORS, SEGMENTERS, build_discriminator, build_segmenter
 from training import checkpoint as checkpoints
+from training.adversaries import gan_for
 from training.board import NoBoard
 from training.checkpoint import checksum, load_checkpoint, load_newest, save_checkpoint
 from training.lock import STALE_SECONDS, DirectoryLock
@@ -91,17 +96,32 @@ def test_training_uses_no_operation_that_deterministic_refuses_on_a_gpu():
             seen.append(name)
             return function(*args, **(kwargs or {}))
 
-    labels = torch.randint(0, 19, (2, 64, 64))
-    criteria = (cross_entropy, partial(cross_entropy, weight=torch.rand(19)), ohem, focal)
-    criteria += (partial(weighted_by_pixel, weights=torch.rand(2, 64, 64)),)
-    for name, several in (("bisenet", criteria), ("deeplabv2", criteria[:1]), ("pidnet", criteria[:1])):
+    labels, images = torch.randint(0, 19, (2, 64, 64)), torch.rand(2, 3, 64, 64)
+    criteria = [loss.function for loss in LOSSES.values()]
+    criteria += [partial(cross_entropy, weight=torch.rand(19)),
+                 partial(weighted_by_pixel, weights=torch.rand(2, 64, 64))]  # fmt: skip
+    for name in SEGMENTERS:
         model = build_segmenter(name).train()
-        for criterion in several:
+        for criterion in criteria if name == "bisenet" else criteria[:1]:
             with Seen():
-                segmentation_loss(model(torch.rand(2, 3, 64, 64)), labels, 1.0, criterion).backward()
-    discriminator = build_discriminator("standard")
-    with Seen():
-        vanilla(discriminator(torch.rand(2, 19, 64, 64)), TARGET).backward()
+                segmentation_loss(model(images), labels, 1.0, criterion).backward()
+    on_logits = (
+        lambda logits: min_entropy_loss(logits, 0.3),
+        lambda logits: class_prior_loss(logits, torch.full((19,), 0.03)),
+        charbonnier_entropy_loss,
+        lambda logits: regularised(logits, labels, cross_entropy, 0.1, 0.5),
+        lambda logits: confident_focal_loss(logits, labels, torch.rand(2, 64, 64), torch.rand(19)),
+    )
+    for loss in on_logits:
+        logits = torch.rand(2, 19, 64, 64, requires_grad=True)
+        with Seen():
+            loss(logits).backward()
+    maps = torch.rand(2, 19, 64, 64)
+    for kind, gan in itertools.product(DISCRIMINATORS, GANS):
+        discriminator, gan = build_discriminator(kind), gan_for(kind, gan)
+        with Seen():
+            view = View(maps, soft_labels(maps, (64, 64)) if gan.by_class else None)
+            view.loss(gan, discriminator(maps), TARGET).backward()
     assert seen.count("nll_loss_forward") > 2 * len(criteria)
 
 
@@ -653,6 +673,22 @@ def test_skipping_lists_what_it_skips_and_ends_when_it_is_too_much(script, game,
     break_one(game, 1)
     message = one_line_error(script(*source_only(game, city, tmp_path / "too many", *flags)))
     assert "2 of 6 pictures of GTA5 cannot be read" in message
+
+
+@pytest.mark.parametrize("where", ["val", "labeller", "AdaBN", "weights"])
+def test_what_is_not_drawn_for_training_is_not_skipped(script, game, city, tmp_path, trained, monkeypatch, where):
+    monkeypatch.setattr("training.building.check", lambda data: "")  # as if they were whole at the start
+    skip = ("--on-bad-sample", "skip", "--max-bad-share", 0.5)
+    folder = {"val": city / "leftImg8bit/val", "weights": game / "labels"}.get(where, city / "leftImg8bit/train")
+    file = sorted(path for path in folder.rglob("*") if path.is_file())[1]
+    file.write_bytes(file.read_bytes()[:100])
+    command = source_only(game, city, tmp_path / "other", "--max-steps", 1, *skip)
+    if where == "weights":
+        command += ("--loss", "weighted")
+    elif where != "val":
+        command = ("train_pseudo_labels", *command[1:], "--labeller", trained)
+        command += ("--adapt-bn",) if where == "AdaBN" else ()
+    assert str(file) in one_line_error(script(*command))
 
 
 # Changes
