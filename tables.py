@@ -42,6 +42,7 @@ from reporting.costs import Costs, networks, read_costs
 from reporting.plan import ADVERSARIAL, DACS, EVALUATION, FDA, SAC, SELF, SOURCE_ONLY, TARGET_ONLY, Plan, Row, call
 from training.flags import training_parser
 from training.progress import Progress
+from training.resumption import FREE
 from utils.files import is_there, read_json, write_json
 from utils.flags import add_machine_flags, flag, number, positive, size, spelt, whole
 from utils.tables import counted, duration, markdown
@@ -143,8 +144,8 @@ def main() -> None:
     machine = ["--workers", str(args.workers), "--device", str(args.device)]
     of_all, of_source = split(more)
     plan = Plan(ROWS[args.rows], args.out, [*target, *of_all], [*source, *of_source], machine)
-    made = {"data": [*target, *source], "flags": more}
-    require_same(args.out, made)
+    made = {"data": [*target, *source], "flags": lasting(more)}
+    require_same(args.out, made, more)
     todo = [(name, seed) for seed in args.seeds for name in plan.rows]
     steps = Steps(args, more)
     show(plan, todo, steps)
@@ -189,17 +190,31 @@ def split(flags: list[str]) -> tuple[list[str], list[str]]:
     return parts
 
 
-def require_same(out: Path, made: dict[str, list[str]]) -> None:
+def lasting(flags: list[str]) -> list[str]:
+    """Those, with their values, that a run must be resumed with: not --stop-after and its like."""
+    known = training_parser("", source=True)._option_string_actions
+    kept, free = [], False
+    for word in flags:
+        if word.startswith("--"):
+            action = known.get(word.partition("=")[0])
+            free = action is not None and action.dest in FREE
+        if not free:
+            kept.append(word)
+    return kept
+
+
+def require_same(out: Path, made: dict[str, list[str]], flags: list[str]) -> None:
     """Raises `UserError` where `out` holds rows of other data or flags: they would not belong in one table. Where it
-    holds none yet, for a flag in `GIVEN`; tables that were begun with one go on."""
+    holds none yet, for one of the given `flags` in `GIVEN`; tables that were begun with one go on."""
     if not is_there(out / RECORD) or not [*out.glob("*/config.json"), *out.glob("evaluations/*.json")]:
-        for name in sorted(spelt(made["flags"]) & GIVEN.keys()):
+        for name in sorted(spelt(flags) & GIVEN.keys()):
             raise UserError(f"{name} after --: tables.py sets it for each row itself; {GIVEN[name]}")
         return
     try:
         before = read_json(out / RECORD)
         words = " ".join(str(word) for words in before.values() for word in words)
-    except (OSError, ValueError, TypeError, AttributeError):
+        before["flags"] = lasting(before["flags"])  # earlier tables recorded all
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{out / RECORD}: damaged; name another --out") from None
     if before != made:
         raise UserError(f"{out} has rows made with {words}; give the same data and flags, or name another --out")

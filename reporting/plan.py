@@ -19,6 +19,7 @@ from typing import Any
 
 from training.checkpoint import LAST
 from utils.errors import UserError
+from utils.interruption import STARTED, heard
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable]
@@ -138,11 +139,13 @@ def call(arguments: Sequence[str], hear: Callable[[str], None] | None = None) ->
     print("$ python " + shlex.join(arguments), flush=True)
     command = [*PYTHON, str(ROOT / arguments[0]), *arguments[1:]]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        command, stdout=subprocess.PIPE, text=True, errors="replace",
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "STOP_AFTER_COUNTS_FROM": str(STARTED)},
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )  # fmt: skip
     # A terminal's Ctrl-C reaches the script as well; a scheduler's signal may not.
-    handlers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda number, frame: child.send_signal(number)}
+    handlers = {number: lambda number, frame: child.send_signal(number) for number in heard()}
+    handlers |= {signal.SIGINT: signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         for line in child.stdout:

@@ -16,10 +16,11 @@ from conftest import SOURCE, one_line_error, write_cityscapes, write_gta5
 
 import reporting.plan
 import tables
-from reporting.plan import Plan, Row
+from reporting.plan import Plan, Row, call
 from tables import ROWS, Timing
 from utils import bar
 from utils.errors import UserError
+from utils.interruption import STARTED
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--model", "tiny", "--size", "48x32", *SOURCE, "--weights", "none", "--batch-size", "2", "--lr", "0.01")
@@ -251,7 +252,54 @@ def test_tables_that_were_begun_with_such_a_flag_go_on(tmp_path) -> None:
     (tmp_path / "upper-bound-seed0").mkdir()
     (tmp_path / "upper-bound-seed0/config.json").touch()
     (tmp_path / tables.RECORD).write_text(json.dumps(made))
-    tables.require_same(tmp_path, made)
+    tables.require_same(tmp_path, made | {"flags": []}, made["flags"])
+
+
+def test_flags_that_may_change_on_resume_may_change_here(script, city, game, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "ROWS", {"assignment": SMALL})
+    flags = ["--epochs", "2", "--stop-after", "5", "--batch-size=4", "--checkpoint-minutes=1"]
+    assert tables.lasting(flags) == ["--epochs", "2", "--batch-size=4"]
+    command = ("tables", "--gta5", game, "--cityscapes", city, "--out", tmp_path, "--plan", "--", *FLAGS)
+    (tmp_path / "upper-bound-seed0").mkdir()
+    (tmp_path / "upper-bound-seed0/config.json").touch()
+    data = ["--cityscapes", str(city), "--gta5", str(game)]
+    for recorded in (FLAGS, (*FLAGS, "--stop-after", 5)):
+        made = {"data": data, "flags": [str(word) for word in recorded]}
+        (tmp_path / tables.RECORD).write_text(json.dumps(made))
+        for more in ((), ("--stop-after", 200)):
+            done = script(*command, *more)
+            assert done.status == 0, done.err
+    (tmp_path / tables.RECORD).write_text("{}")
+    assert "damaged" in one_line_error(script(*command))
+
+
+CHILD = """
+import os, signal, time
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(128 + signal.SIGUSR1))
+print("began", os.environ["STOP_AFTER_COUNTS_FROM"], flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_schedulers_signal_reaches_the_script_and_its_time_counts_from_the_start_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("reporting.plan.ROOT", tmp_path)
+    (tmp_path / "child.py").write_text(CHILD)
+    lines = []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(SystemExit) as stopped:
+        call(["child.py"], hear)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    (began,) = lines
+    assert float(began.split()[1]) == STARTED
+    code = "from utils.interruption import Interruption; print(Interruption(1).stop())"
+    of_before = {"STOP_AFTER_COUNTS_FROM": str(time.monotonic() - 61)}
+    for more, said in ((of_before, "stopped by --stop-after (1 minutes)"), ({}, "None")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | more, capture_output=True)
+        assert said in done.stdout.decode()
 
 
 @pytest.mark.slow

@@ -17,8 +17,9 @@ import time
 from types import FrameType
 from typing import Any, NamedTuple
 
-STARTED = time.monotonic()
-"""When this process began, nearly enough: --stop-after counts from here, over all bands or rounds of a script."""
+STARTED = float(os.environ.get("STOP_AFTER_COUNTS_FROM", time.monotonic()))
+"""When this process began, nearly enough, or the one that runs scripts in turn and tells them so: --stop-after counts
+from here, over all bands or rounds of a script, and over all of tables.py."""
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 TIME_IS_UP = 75
@@ -57,8 +58,7 @@ class Interruption:
     def listen(self) -> None:
         """Signal handlers belong to the process; those that were there come back with `close`."""
         if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody listen
-            heard = [number for number in SIGNALS if not _by_nohup(number)]
-            self._before = {number: signal.signal(number, self._handle) for number in heard}
+            self._before = {number: signal.signal(number, self._handle) for number in heard()}
 
     def close(self) -> None:
         for number, handler in self._before.items():
@@ -84,9 +84,10 @@ class Interruption:
         return None
 
 
-def _by_nohup(number: int) -> bool:
-    """Whether a signal is SIGHUP, and to be ignored: then the run outlives its terminal."""
-    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+def heard() -> list[int]:
+    """The `SIGNALS`, less SIGHUP where nohup has it ignored: then the run outlives its terminal."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [number for number in SIGNALS if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def worker_signals(worker: int) -> None:
