@@ -290,7 +290,7 @@ def show(plan: Plan, todo: list[tuple[str, int]], steps: Steps) -> None:
     there = next(folder for folder in (plan.out, *plan.out.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free / 1e9
     print(
-        f"\nDisk: {kept:.1f} GB of checkpoints in {plan.out} ({free:.0f} GB free there), and at most {prepared:.1f} GB "
+        f"\nDisk: {kept:.1f} GB of checkpoints in {plan.out} ({free:.0f} GB free there), and about {prepared:.1f} GB "
         "of prepared pictures beside the data. An estimate of the time follows after a hundred steps.",
         flush=True,
     )

@@ -54,8 +54,8 @@ def parse_args() -> argparse.Namespace:
     )
     translation.add_argument(
         "--entropy-from", type=whole, metavar="STEP",
-        help="step at which the entropy loss on the target starts; published: 50,000, of 100,000 steps on a schedule "
-        "of 150,000 (a third of the run, which is its whole schedule)",
+        help="step at which the entropy loss on the target starts (a third of the run; the paper's code: 50,000 of a "
+        "schedule of 150,000, of which it runs 100,000)",
     )  # fmt: skip
     args = parse(parser)
     if "beta" not in TRANSLATIONS[args.translation].settings:

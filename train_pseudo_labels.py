@@ -156,7 +156,8 @@ def train(args: argparse.Namespace, labellers: list[Path], data: BothDomains, ta
     """One round: label the target, unless it is given with labels, then train on both domains."""
     run = Run(args, data.source, data.target, data.val)
     networks = [network_for(path, run.classes).to(args.device) for path in labellers]
-    args.init = labellers[0] if vars(args)["continue"] else args.init
+    if vars(args)["continue"]:
+        args.init = labellers[0]
     model = segmenter(args, len(run.classes))
     optimizer = sgd(model, args.lr, args.weight_decay)
     schedule = poly(optimizer, run.total_steps)

@@ -17,7 +17,7 @@ from adaptation.masking import block_mask, block_side, masked
 from adaptation.mean_teacher import DECAY, decay_over, follow, label, teach, teacher_of
 from adaptation.mixing import StrongAugmentation, class_mask, mix, pseudo_label_weight
 from datasets.geometry import PADDING
-from datasets.labels import CITYSCAPES, PALETTE
+from datasets.labels import CITYSCAPES
 from datasets.pictures import row
 from datasets.rare_classes import RareClasses
 from models import build_segmenter
@@ -179,7 +179,7 @@ def test_pictures_and_labels_stand_side_by_side():
     shown = row([image, ids], CITYSCAPES)
     assert shown.shape == (3, 4, 12)
     assert torch.allclose(shown[:, :, :6], image)
-    assert torch.equal((shown[:, 0, 9] * 255).round().byte(), torch.from_numpy(PALETTE[1]).byte())
+    assert torch.equal((shown[:, 0, 9] * 255).round().byte(), torch.from_numpy(CITYSCAPES.palette[1]).byte())
     assert not shown[:, 3, 6].any()  # no label: black
 
 

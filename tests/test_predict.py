@@ -12,7 +12,7 @@ from PIL import Image
 
 from adaptation.entropy import prediction_entropy
 from datasets.files import read_image
-from datasets.labels import CITYSCAPES, CLASS_NAMES, PALETTE, Classes
+from datasets.labels import CITYSCAPES, CLASS_NAMES, Classes
 from datasets.pictures import legend
 from datasets.video import frames_below
 from models import build_segmenter
@@ -37,7 +37,7 @@ def test_predictions_are_evals_at_the_pictures_own_size(script, predicted, check
     found = sorted((tmp_path / "out").rglob("*_labelTrainIds.png"))
     assert len(found) == len(coloured) == 2
     for ids, colours in zip(found, coloured, strict=True):
-        assert (PALETTE[pixels(ids)] == pixels(colours)).all()
+        assert (CITYSCAPES.palette[pixels(ids)] == pixels(colours)).all()
     assert found[0].parent != found[1].parent  # folders are kept: the two cities'
     model = build_from_checkpoint(load_checkpoint(checkpoint), checkpoint).eval()
     image = next((city / "leftImg8bit/val").rglob(f"{found[0].stem.removesuffix('_labelTrainIds')}.png"))
@@ -49,7 +49,7 @@ def test_predictions_are_evals_at_the_pictures_own_size(script, predicted, check
     overlay = pixels(at("_labelTrainIds", "_overlay"))
     assert overlay.shape[0] > 32  # the legend
     assert overlay.shape[1] >= 48
-    expected = 0.45 * pixels(image) + 0.55 * PALETTE[pixels(found[0])]
+    expected = 0.45 * pixels(image) + 0.55 * CITYSCAPES.palette[pixels(found[0])]
     assert np.abs(overlay[:32, :48] - expected).max() <= 1
 
 
@@ -188,7 +188,7 @@ def test_a_picture_of_another_shape_keeps_its_shape():
 def test_the_legend_names_colours_and_shares():
     drawn = legend([0, 13], CITYSCAPES, 400, [0.75, 0.25])
     for class_id in (0, 13):
-        assert (drawn == PALETTE[class_id]).all(axis=2).sum() > 50
+        assert (drawn == CITYSCAPES.palette[class_id]).all(axis=2).sum() > 50
     assert legend([0, 13], CITYSCAPES, 120).shape[1] == 120
 
 

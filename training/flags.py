@@ -298,7 +298,6 @@ def parse(
     parser.set_defaults(**{key: value for key, value in implied.items() if key in known})
     args = parser.parse_args()
     args.script = Path(sys.argv[0]).stem
-    network = models.SEGMENTERS[args.model]
     auxiliary = network.multi_level_options
     if auxiliary is None or (auxiliary and getattr(args, "level", None) != "multi"):
         refuse_idle(f"{network.title} has no auxiliary losses", "aux_weight")

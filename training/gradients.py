@@ -61,7 +61,7 @@ class Gradients:
         return torch.autocast(self.device.type, self.dtype)
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
-        """Adds the loss's gradients. weight: a factor that is part of `loss` already, where it is far below 1.
+        """Adds the loss's gradients. weight: by what `loss` was multiplied already; it matters in fp16, below 1.
 
         In fp16 the loss's gradients are taken without such a factor, to the next power of two, and get it in float32.
         At the scale that suits the cross-entropy most gradients of an adversarial loss (weight 0.001, batch 16,

@@ -46,11 +46,10 @@ def add_intra_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def domains(args: argparse.Namespace) -> BothDomains:
-    """What an adversarial run reads, checked. With --intra the source is the target too, until `split_by_entropy`, and
-    an epoch as many steps as the target's pictures make; the checkpoint's digest and method are in the arguments, so
-    that reports keep IntraDA after one method apart from that after another, and so is the source whose protocol its
-    figures have. Raises `UserError` for flags that mean
-    nothing then, or without it."""
+    """What an adversarial run reads, checked. With --intra the source is the target too, until `split_by_entropy`, so
+    that an epoch is as long as the target's pictures make it. The checkpoint's digest and method are in the arguments,
+    so that reports keep IntraDA after one method apart from that after another, and so is the source whose protocol its
+    figures have. Raises `UserError` for flags that mean nothing then, or without it."""
     args.intra_sha256 = args.intra_after = args.intra_protocol = None
     if args.intra is None:
         if args.easy_share is not None:
