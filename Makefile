@@ -44,7 +44,8 @@ test: style .venv/installed-dev
 # Without these packages `make test` skips them.
 exports: .venv/installed-dev
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
-	$(PYTEST) -rs tests/test_export.py tests/test_video.py
+	$(PYTEST) -rs tests/test_export.py tests/test_video.py tests/test_benchmarks.py tests/test_cuda_path.py \
+		-k "export or video or runtimes"
 
 # What is measured already is not measured again.
 gpu: .venv/installed-dev
