@@ -18,7 +18,7 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import cache
 from pathlib import Path
 
@@ -180,27 +180,24 @@ def costs_of(names: list[str], out: Path, device: str) -> list[Path]:
 def split(flags: list[str]) -> tuple[list[str], list[str]]:
     """(flags of every training script, those that only scripts with a labelled source know), with their values."""
     known, everywhere = (training_parser("", source=source)._option_string_actions for source in (True, False))
-    parts: tuple[list[str], list[str]] = ([], [])
-    of_source = False
-    for word in flags:
-        if word.startswith("--"):
-            name = word.partition("=")[0]
-            of_source = name in known and name not in everywhere
-        parts[of_source].append(word)
-    return parts
+    return parted(flags, known.keys() - everywhere.keys())
 
 
 def lasting(flags: list[str]) -> list[str]:
     """Those, with their values, that a run must be resumed with: not --stop-after and its like."""
     known = training_parser("", source=True)._option_string_actions
-    kept, free = [], False
+    return parted(flags, {name for name, action in known.items() if action.dest in FREE})[0]
+
+
+def parted(flags: list[str], chosen: Set[str]) -> tuple[list[str], list[str]]:
+    """(the others, the `chosen`), with their values."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    is_chosen = False
     for word in flags:
         if word.startswith("--"):
-            action = known.get(word.partition("=")[0])
-            free = action is not None and action.dest in FREE
-        if not free:
-            kept.append(word)
-    return kept
+            is_chosen = word.partition("=")[0] in chosen
+        parts[is_chosen].append(word)
+    return parts
 
 
 def require_same(out: Path, made: dict[str, list[str]], flags: list[str]) -> None:

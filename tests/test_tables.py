@@ -130,7 +130,8 @@ def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path)
 
     def start(out: str) -> subprocess.Popen:
         write_costs(tmp_path / out)
-        data = ("--gta5", str(game), "--cityscapes", str(city), "--out", out, "--workers", "0", "--device", "cpu")
+        data = ("--gta5", str(game), "--cityscapes", str(city), "--workers", "0", "--device", "cpu")
+        data += ("--out", str(tmp_path / out))  # whole, by which `wait_for_lock` tells its scripts from others
         command = [sys.executable, str(wrapper), *data, "--", *FLAGS, "--epochs", "40", "--eval-every", "40"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
 
@@ -138,22 +139,23 @@ def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path)
         return [line for line in printed.splitlines() if line.startswith("| last (step")]
 
     straight, _ = start("straight").communicate(timeout=200)
-    assert "Open straight/report/report.html" in straight, straight[-3000:]
+    assert f"Open {tmp_path}/straight/report/report.html" in straight, straight[-3000:]
     assert len(trained(straight)) == 2
     said = []
     for kind in (signal.SIGTERM, signal.SIGKILL):
         run = start("broken")
         for line in run.stdout:
             said.append(line)
-            if line.startswith("run broken/"):  # a row begins to train
+            if line.startswith(f"run {tmp_path}/broken/"):  # a row begins to train
                 time.sleep(0.3)
+                assert is_working(tmp_path / "broken")
                 break
         run.send_signal(kind)
         said += run.communicate(timeout=60)[0].splitlines(keepends=True)
         assert run.returncode == (143 if kind == signal.SIGTERM else -kind)
         wait_for_lock(tmp_path / "broken")
     rest, _ = start("broken").communicate(timeout=200)
-    assert "Open broken/report/report.html" in rest, rest[-3000:]
+    assert f"Open {tmp_path}/broken/report/report.html" in rest, rest[-3000:]
     for name in ("upper-bound-seed0", "source-only-seed0"):
         a, b = (json.loads((tmp_path / out / name / "result.json").read_text()) for out in ("straight", "broken"))
         assert a["miou"] == b["miou"]
@@ -161,11 +163,14 @@ def test_killed_twice_it_goes_on_and_leaves_what_a_straight_run_leaves(tmp_path)
     assert 1 <= len(trained("".join([*said, rest]))) <= 2
 
 
+def is_working(out: Path) -> bool:
+    return subprocess.run(["pgrep", "-f", f"{out}/.*--resume"], capture_output=True).returncode == 0
+
+
 def wait_for_lock(out: Path) -> None:
     """The script of a killed process saves its checkpoint yet."""
     for _ in range(100):
-        alive = subprocess.run(["pgrep", "-f", f"{out}/.*--resume"], capture_output=True).returncode == 0
-        if not alive:
+        if not is_working(out):
             return
         time.sleep(0.1)
     pytest.fail("the script goes on without its parent")
